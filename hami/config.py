@@ -1,0 +1,265 @@
+"""Typed settings: defaults < YAML file < environment < flags, validated once.
+
+Every setting is a field below, documented where it stands; the reference page and the error for an
+unknown key come from the same structs. ``load`` is pure; only ``hami.cli`` reads files and the
+environment. Durations are seconds, sizes are bytes unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from hami.errors import ConfigError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1)]
+Policy = Literal["binpack", "spread"]
+LogFormat = Literal["auto", "json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+ENV_PREFIX = "HAMI_"
+"""``HAMI_CONTROLLER__PORT=9443`` sets ``controller.port``: two underscores for each dot."""
+
+
+class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of settings; unknown keys are errors."""
+
+
+class LogSettings(_Group, frozen=True, kw_only=True):
+    """Structured logs on stderr."""
+
+    level: LogLevel = "info"
+    """Least severe level that is written."""
+    format: LogFormat = "auto"
+    """``json`` for aggregators, ``console`` for people; ``auto``: is stderr a terminal."""
+
+
+class KubeSettings(_Group, frozen=True, kw_only=True):
+    """How to reach the API server."""
+
+    kubeconfig: str | None = None
+    """Path of a kubeconfig; else ``$KUBECONFIG``, ``~/.kube/config``, then in-cluster."""
+    context: str | None = None
+    """Context of that kubeconfig; else its current one."""
+    qps: Annotated[float, Meta(gt=0)] = 50.0
+    """Requests per second this process allows itself, watches excepted."""
+    burst: Count = 100
+    """Requests it may make at once after a pause."""
+    request_timeout_seconds: Seconds = 15.0
+    """Deadline of one request, watches excepted."""
+    watch_timeout_seconds: Seconds = 300.0
+    """After this long a watch is renewed even if it seems healthy."""
+    watch_silence_seconds: Seconds = 90.0
+    """A watch without any byte (bookmarks included) for this long is renewed."""
+    page_size: Count = 500
+    """Objects a list asks for at a time."""
+
+
+class NvidiaSettings(_Group, frozen=True, kw_only=True):
+    """Resource names and defaults of NVIDIA devices, as users write them in pods."""
+
+    count_name: str = "nvidia.com/gpu"
+    """Devices per container."""
+    memory_name: str = "nvidia.com/gpumem"
+    """MiB on each device."""
+    memory_percentage_name: str = "nvidia.com/gpumem-percentage"
+    """Percent of each device's memory; not together with MiB."""
+    cores_name: str = "nvidia.com/gpucores"
+    """Percent of each device's compute."""
+    priority_name: str = "nvidia.com/priority"
+    """0 high, 1 low: who goes first on one device."""
+    default_memory: Annotated[int, Meta(ge=0)] = 0
+    """MiB for a request without memory; 0 is the whole device."""
+    default_cores: Annotated[int, Meta(ge=0, le=100)] = 0
+    """Percent for a request without cores."""
+    default_count: Annotated[int, Meta(ge=0)] = 1
+    """Devices for a request of memory or cores alone; 0 leaves such a pod alone."""
+    memory_factor: Count = 1
+    """A pod's MiB are multiplied by this."""
+    runtime_class_name: str = ""
+    """Written to pods that ask for devices and name none."""
+    overwrite_env: bool = False
+    """Hide devices from containers that ask for none (``NVIDIA_VISIBLE_DEVICES=none``)."""
+    core_policy: Literal["default", "force", "disable"] = "default"
+    """Passed to containers as ``GPU_CORE_UTILIZATION_POLICY`` unless ``default``."""
+
+
+class ControllerSettings(_Group, frozen=True, kw_only=True):
+    """``hami controller``."""
+
+    host: str = "0.0.0.0"
+    """Address of webhook and extender."""
+    port: Port = 9443
+    """Port of webhook and extender; HTTPS where a certificate is given. 0 picks a free one."""
+    cert_file: str | None = None
+    """TLS certificate chain (PEM), re-read when it changes; with ``key_file``."""
+    key_file: str | None = None
+    """TLS private key (PEM)."""
+    health_host: str = "0.0.0.0"
+    """Address of health and metrics."""
+    health_port: Port = 9395
+    """Port of ``/healthz``, ``/readyz`` and ``/metrics``, plain HTTP."""
+    scheduler_name: str = "hami-scheduler"
+    """The scheduler that pods with device requests are given to."""
+    overwrite_default_scheduler: bool = True
+    """Also take over pods that name ``default-scheduler``."""
+    mode: Literal["cooperative", "exclusive"] = "cooperative"
+    """``cooperative``: all feasible nodes, scored; ``exclusive``: the one best node, reserved."""
+    node_policy: Policy = "binpack"
+    """Node preference of pods that do not name one."""
+    device_policy: Policy = "spread"
+    """Device preference of pods that do not name one."""
+    hold_seconds: Seconds = 15.0
+    """How long a filter's choice is held for a bind that does not come."""
+    bind_timeout_seconds: Seconds = 20.0
+    """Deadline of one bind; below the scheduler's own ``httpTimeout`` (30 s by default)."""
+    allocate_timeout_seconds: Seconds = 60.0
+    """After this long a bound pod that was not allocated no longer holds back its twins."""
+    max_attempts: Count = 5
+    """Decisions a bind makes when others keep changing the node."""
+    handshake_seconds: Seconds = 300.0
+    """How often a node's agent is asked to show that it is alive."""
+    handshake_timeout_seconds: Seconds = 60.0
+    """After this long without an answer, a node without allocatable devices is unhealthy."""
+    max_body_bytes: Count = 64 * 1024 * 1024
+    """Largest accepted request: an extender call with 5000 whole nodes fits."""
+    max_review_bytes: Count = 7 * 1024 * 1024
+    """Largest accepted AdmissionReview."""
+    sync_timeout_seconds: Seconds = 300.0
+    """The informers must have synced by then."""
+
+
+class NodeAgentSettings(_Group, frozen=True, kw_only=True):
+    """``hami node-agent``."""
+
+    node_name: str = ""
+    """The node this agent serves."""
+    kubelet_dir: str = "/var/lib/kubelet/device-plugins"
+    """Where the kubelet's ``kubelet.sock`` and the plugins' sockets are."""
+    pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """The kubelet's pod-resources API."""
+    host_dir: str = "/usr/local/vgpu"
+    """Host directory of the shim and of the containers' regions; also its path in containers."""
+    split_count: Annotated[int, Meta(ge=1, le=1000)] = 10
+    """How many containers may share a device."""
+    memory_scaling: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    """Factor on the device memory that is offered."""
+    core_scaling: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    """Factor on the device cores that are offered."""
+    fallback_memory: Annotated[int, Meta(ge=0)] = 0
+    """MiB of devices whose driver does not tell their memory; 0 leaves such devices out."""
+    health_host: str = "0.0.0.0"
+    """Address of health and metrics."""
+    health_port: Port = 9394
+    """Port of ``/healthz``, ``/readyz`` and ``/metrics``, plain HTTP."""
+    device_poll_seconds: Seconds = 15.0
+    """How often the devices are looked at again."""
+    driver_timeout_seconds: Seconds = 20.0
+    """Deadline of one call into NVML; a driver that hangs makes its devices unhealthy."""
+    pending_pod_seconds: Seconds = 10.0
+    """How long Allocate waits for the watch to show the pod it is for."""
+    disable_core_limit: bool = False
+    """Leave compute unlimited whatever pods ask for."""
+
+
+class Settings(_Group, frozen=True, kw_only=True):
+    """All settings."""
+
+    log: LogSettings = LogSettings()
+    kube: KubeSettings = KubeSettings()
+    nvidia: NvidiaSettings = NvidiaSettings()
+    controller: ControllerSettings = ControllerSettings()
+    node_agent: NodeAgentSettings = NodeAgentSettings()
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Merge the sources, later ones winning, and validate the result.
+
+    Args:
+        file: YAML document with the groups above as top-level keys.
+        environment: Variables; those named ``HAMI_<GROUP>__<FIELD>`` count, others are ignored.
+        flags: Dotted path to value; None values are flags that were not given.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has the wrong type or range.
+    """
+    tree: dict[str, Any] = _read(file) if file is not None else {}
+    for name, value in sorted((environment or {}).items()):
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            path = name.removeprefix(ENV_PREFIX).lower().split("__")
+            _put(tree, path, yaml.safe_load(value), source=f"environment variable {name}")
+    for dotted, flag in (flags or {}).items():
+        if flag is not None:
+            _put(tree, dotted.split("."), flag, source="command line")
+    _refuse_unknown(tree, Settings, ())
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        path_text = where.rstrip("`").lstrip(".") or "settings"
+        raise ConfigError(f"{path_text}: {what}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"settings file {file}: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"settings file {file}: expected a mapping, met {type(tree).__name__}")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: list[str], value: object, *, source: str) -> None:
+    for key in path[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{'.'.join(path)}: {key} is not a group (from the {source})")
+        tree = child
+    tree[path[-1]] = value
+
+
+def _refuse_unknown(tree: Mapping[str, Any], group: type, path: tuple[str, ...]) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(group)}
+    for key, value in tree.items():
+        dotted = ".".join((*path, str(key)))
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; the nearest known key is {close[0]}" if close else ""
+            raise ConfigError(f"{dotted}: unknown setting{hint}")
+        inner = known[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{dotted}: expected a group, met {type(value).__name__}")
+            _refuse_unknown(value, inner, (*path, str(key)))
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every setting as (dotted path, type, default), in the order of the groups above."""
+    return [
+        (f"{group.name}.{field.name}", _type_name(field.type), repr(field.default))
+        for group in msgspec.structs.fields(Settings)
+        for field in msgspec.structs.fields(group.type)
+    ]
+
+
+def _type_name(annotation: Any) -> str:  # noqa: ANN401 - a type expression has no narrower type
+    args = get_args(annotation)
+    if args and isinstance(args[-1], Meta):
+        return _type_name(args[0])
+    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")

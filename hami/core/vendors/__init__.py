@@ -1,0 +1,1 @@
+"""One module a vendor: its row of the vendor table."""
