@@ -1,0 +1,1 @@
+"""The node process: device plugin, registrar, regions."""
