@@ -1,0 +1,121 @@
+"""Decided devices of a pod, and what they cost while it runs.
+
+An Allocation lists devices for each container in container order (init first). What it occupies is
+the peak over the pod's life, counted as Kubernetes counts resources: init containers run one after
+the other beside the sidecars started before them; app containers run beside all sidecars.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hami.core.device import DeviceUuid, Role, VendorName
+from hami.core.quantity import MiB, Percent
+
+
+class BindPhase(StrEnum):
+    """How far a bound pod has come; written to its annotation."""
+
+    ALLOCATING = "allocating"
+    SUCCESS = "success"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerDevice:
+    """One device, or a share of it, given to one container."""
+
+    uuid: DeviceUuid
+    vendor: VendorName
+    memory: MiB
+    cores: Percent
+
+
+Containers = tuple[tuple[ContainerDevice, ...], ...]
+"""For each container of the pod, in container order, its devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """The devices decided for a pod on a node."""
+
+    uid: str
+    namespace: str
+    name: str
+    node: str
+    containers: Containers
+    roles: tuple[Role, ...]
+    """Of each container, in the same order; containers beyond count as app containers."""
+
+    @property
+    def pod(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    def charges(self, *, init_done: bool = False) -> dict[DeviceUuid, Charge]:
+        """What the pod occupies on each device; without its init containers once they are done."""
+        return peak(self.containers, self.roles, init_done=init_done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What is occupied of one device."""
+
+    slots: int = 0
+    memory: int = 0
+    """MiB."""
+    cores: int = 0
+    """Percent."""
+
+    def __add__(self, other: Charge) -> Charge:
+        """Both at the same time."""
+        return Charge(
+            slots=self.slots + other.slots,
+            memory=self.memory + other.memory,
+            cores=self.cores + other.cores,
+        )
+
+    def __or__(self, other: Charge) -> Charge:
+        """One after the other: the larger of each."""
+        return Charge(
+            slots=max(self.slots, other.slots),
+            memory=max(self.memory, other.memory),
+            cores=max(self.cores, other.cores),
+        )
+
+
+def peak(
+    containers: Containers, roles: Sequence[Role], *, init_done: bool = False
+) -> dict[DeviceUuid, Charge]:
+    """The most that is occupied of each device at one time.
+
+    Args:
+        containers: Devices of each container, in container order.
+        roles: Role of each container; positions beyond it are app containers.
+        init_done: Whether the (non-sidecar) init containers have ended and hold nothing.
+    """
+    highest: dict[DeviceUuid, Charge] = defaultdict(Charge)
+    running: dict[DeviceUuid, Charge] = defaultdict(Charge)
+    for position, devices in enumerate(containers):
+        role = roles[position] if position < len(roles) else Role.APP
+        own = _sum(devices)
+        if role is not Role.INIT:
+            for uuid, charge in own.items():
+                running[uuid] += charge
+            continue
+        if not init_done:
+            for uuid, charge in own.items():
+                highest[uuid] |= running[uuid] + charge
+    for uuid, charge in running.items():
+        highest[uuid] |= charge
+    return dict(highest)
+
+
+def _sum(devices: Iterable[ContainerDevice]) -> Mapping[DeviceUuid, Charge]:
+    total: dict[DeviceUuid, Charge] = defaultdict(Charge)
+    for device in devices:
+        total[device.uuid] += Charge(slots=1, memory=device.memory, cores=device.cores)
+    return total

@@ -1,0 +1,153 @@
+"""What nodes offer and what containers ask for, as plain values.
+
+A Device is one schedulable accelerator as its node registered it; a DeviceRequest is what one
+container asks of one vendor, normalised; a PodRequest is a pod's whole demand. Nothing here knows
+annotations (see ``codec``) or rules (see ``fit``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NewType
+
+from hami.core.quantity import MiB, Percent
+
+DeviceUuid = NewType("DeviceUuid", str)
+VendorName = NewType("VendorName", str)
+
+MODE_SHARED: Final = "hami-core"
+"""The device is shared in software, limits enforced by the shim."""
+MODE_MIG: Final = "mig"
+MODE_MPS: Final = "mps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigPlacement:
+    """Where on a device a MIG instance of a profile may stand: ``[start, start + size)``."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigProfile:
+    """One MIG profile a device offers."""
+
+    name: str
+    memory: MiB
+    cores: Percent
+    slices: int
+    placements: tuple[MigPlacement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator of a node, as registered."""
+
+    uuid: DeviceUuid
+    vendor: VendorName
+    index: int = 0
+    slots: int = 0
+    """How many containers may share it."""
+    memory: MiB = MiB(0)
+    """Total offered, after scaling."""
+    cores: Percent = Percent(0)
+    """Total offered, 100 times the core scaling."""
+    model: str = ""
+    numa: int = 0
+    mode: str = MODE_SHARED
+    healthy: bool = False
+    mig_profiles: tuple[MigProfile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRequest:
+    """What one container asks of one vendor: ``count`` devices with this much of each."""
+
+    vendor: VendorName
+    count: int
+    memory: MiB = MiB(0)
+    """0 where ``memory_percent`` decides."""
+    memory_percent: Percent = Percent(0)
+    """Of each device's total; used where ``memory`` is 0."""
+    cores: Percent = Percent(0)
+
+
+class Role(StrEnum):
+    """When a container runs, seen from its pod."""
+
+    INIT = "init"
+    """Alone of its kind, before the app containers."""
+    SIDECAR = "sidecar"
+    """Started among the init containers, runs to the pod's end."""
+    APP = "app"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRequest:
+    """One container's demand, at its position in the pod (init containers first)."""
+
+    name: str = field(compare=False)
+    """For messages; two containers that ask for the same are equal whatever their names."""
+    role: Role
+    requests: tuple[DeviceRequest, ...] = ()
+    """At most one for each vendor."""
+
+
+class NodePolicy(StrEnum):
+    """Which node is preferred."""
+
+    BINPACK = "binpack"
+    SPREAD = "spread"
+
+
+class DevicePolicy(StrEnum):
+    """Which device of a node is preferred."""
+
+    BINPACK = "binpack"
+    SPREAD = "spread"
+    MUTEX = "mutex"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which devices of one vendor a pod accepts; empty means any."""
+
+    use_types: tuple[str, ...] = ()
+    """Upper-cased; one must be a substring of the upper-cased model."""
+    avoid_types: tuple[str, ...] = ()
+    use_uuids: frozenset[str] = frozenset()
+    avoid_uuids: frozenset[str] = frozenset()
+    modes: str = ""
+    """A device's mode must be a substring of this, where it is not empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much each resource counts in a score."""
+
+    slots: int = 1
+    cores: int = 1
+    memory: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRequest:
+    """A pod's whole demand. Equal values are the same *signature*: they fit the same places."""
+
+    containers: tuple[ContainerRequest, ...]
+    node_policy: NodePolicy = NodePolicy.BINPACK
+    device_policy: DevicePolicy = DevicePolicy.SPREAD
+    weights: Weights = field(default_factory=Weights)
+    selections: tuple[tuple[VendorName, Selection], ...] = ()
+    """In order of vendor name; a vendor that is missing accepts any of its devices."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no container asks for any device."""
+        return not any(container.requests for container in self.containers)
+
+    def selection(self, vendor: VendorName) -> Selection:
+        """What the pod accepts of this vendor."""
+        return next((s for name, s in self.selections if name == vendor), Selection())
