@@ -1,0 +1,102 @@
+"""The pod annotations that record an allocation: written at bind, read back after a restart.
+
+They are the durable truth about what a pod occupies. Input: Pod objects and Allocations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hami.core import codec
+from hami.core.allocation import Allocation, BindPhase, Containers
+from hami.core.objects import Pod
+from hami.core.request import asks_for, roles_of
+from hami.core.vendor import VendorTable
+
+
+def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
+    """What the pod's annotations say it holds; None if they name no node or no devices.
+
+    Raises:
+        CodecError: An annotation with devices cannot be read.
+    """
+    node = pod.annotations.get(codec.NODE_KEY)
+    if not node:
+        return None
+    parts = [
+        _align(codec.decode_allocation(text, vendor.name), _askers(pod, vendors, vendor.name))
+        for vendor in vendors.values()
+        if (text := pod.annotations.get(vendor.allocated_key))
+    ]
+    containers = codec.merge_vendors(parts)
+    if not any(containers):
+        return None
+    return Allocation(
+        uid=pod.metadata.uid,
+        namespace=pod.metadata.namespace,
+        name=pod.metadata.name,
+        node=node,
+        containers=containers,
+        roles=roles_of(pod),
+    )
+
+
+def init_done(pod: Pod) -> bool:
+    """Whether every plain init container has ended well, so that only the others hold devices."""
+    ended = {
+        status.name
+        for status in pod.status.init_container_statuses or ()
+        if status.state and status.state.terminated and status.state.terminated.exit_code == 0
+    }
+    inits = [c.name for c in pod.spec.init_containers or () if c.restart_policy != "Always"]
+    return bool(inits) and all(name in ended for name in inits)
+
+
+def annotations_for(
+    allocation: Allocation, vendors: VendorTable, *, now_seconds: int
+) -> dict[str, str]:
+    """Everything that bind writes on the pod, in one patch.
+
+    Args:
+        allocation: The decision.
+        vendors: The table; only vendors with devices in the allocation get keys.
+        now_seconds: Unix time of the decision.
+    """
+    written = {
+        codec.NODE_KEY: allocation.node,
+        codec.TIME_KEY: str(now_seconds),
+        codec.BIND_TIME_KEY: str(now_seconds),
+        codec.BIND_PHASE_KEY: BindPhase.ALLOCATING.value,
+    }
+    used = {device.vendor for devices in allocation.containers for device in devices}
+    for name in sorted(used):
+        text = codec.encode_allocation(allocation.containers, name)
+        written[vendors[name].to_allocate_key] = text
+        written[vendors[name].allocated_key] = text
+    return written
+
+
+def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
+    """The same keys, to be removed from a pod that was not bound after all."""
+    keys = [codec.NODE_KEY, codec.TIME_KEY, codec.BIND_TIME_KEY, codec.BIND_PHASE_KEY]
+    for vendor in vendors.values():
+        keys += [vendor.to_allocate_key, vendor.allocated_key]
+    return dict.fromkeys(keys)
+
+
+def _askers(pod: Pod, vendors: VendorTable, name: str) -> list[int]:
+    vendor = next(v for v in vendors.values() if v.name == name)
+    return [i for i, (c, _) in enumerate(pod.containers()) if asks_for(c, vendor)]
+
+
+def _align(containers: Containers, askers: Sequence[int]) -> Containers:
+    """Devices at the positions of the containers that asked for them.
+
+    Some writers leave out the empty segments of containers that ask for nothing. Where exactly as
+    many segments hold devices as containers ask for some, order decides; else positions stand.
+    """
+    filled = [devices for devices in containers if devices]
+    if len(filled) != len(askers):
+        return containers
+    aligned = dict(zip(askers, filled, strict=True))
+    return tuple(aligned.get(i, ()) for i in range(max(askers, default=-1) + 1))

@@ -1,0 +1,197 @@
+"""A pod's demand: from its spec and annotations to a PodRequest.
+
+Every rule about what a resource list means stands here, once: admission, the extender and the
+simulator all call ``read_request``. Nothing is guessed: a quantity that cannot be read is an error
+that names the container and the resource.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from hami.core import codec
+from hami.core.device import (
+    ContainerRequest,
+    DevicePolicy,
+    DeviceRequest,
+    NodePolicy,
+    PodRequest,
+    Role,
+    Selection,
+    VendorName,
+    Weights,
+)
+from hami.core.objects import Container, Pod
+from hami.core.quantity import MAX_INT32, MiB, Percent, parse_whole
+from hami.core.vendor import Vendor, VendorTable
+from hami.errors import CodecError, QuantityError
+
+MAX_DEVICES_PER_CONTAINER: Final = 1024
+"""More than any node has; a bound on what one pod can make the engine do."""
+WHOLE: Final = Percent(100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What holds for pods that say nothing."""
+
+    node_policy: NodePolicy = NodePolicy.BINPACK
+    device_policy: DevicePolicy = DevicePolicy.SPREAD
+
+
+def read_request(pod: Pod, vendors: VendorTable, defaults: Defaults) -> PodRequest:
+    """What the pod asks for.
+
+    Raises:
+        QuantityError: A resource is no whole number or out of range.
+        CodecError: A policy or weight annotation cannot be read.
+    """
+    containers = tuple(
+        ContainerRequest(
+            name=container.name,
+            role=role_of(container, among_init=among_init),
+            requests=tuple(
+                request
+                for vendor in vendors.values()
+                if (request := read_container(container, vendor)) is not None
+            ),
+        )
+        for container, among_init in pod.containers()
+    )
+    if not any(container.requests for container in containers):
+        return PodRequest(containers=containers)
+    annotations = pod.annotations
+    asked = {request.vendor for container in containers for request in container.requests}
+    return PodRequest(
+        containers=containers,
+        node_policy=_node_policy(annotations.get(codec.NODE_POLICY_KEY), defaults),
+        device_policy=_device_policy(annotations.get(codec.DEVICE_POLICY_KEY), defaults),
+        weights=_weights(annotations.get(codec.WEIGHTS_KEY)),
+        selections=tuple(
+            (name, selection)
+            for name in sorted(asked)
+            if (selection := _selection(pod, vendors[name])) != Selection()
+        ),
+    )
+
+
+def role_of(container: Container, *, among_init: bool) -> Role:
+    """When the container runs: an init container that restarts always is a sidecar."""
+    if not among_init:
+        return Role.APP
+    return Role.SIDECAR if container.restart_policy == "Always" else Role.INIT
+
+
+def roles_of(pod: Pod) -> tuple[Role, ...]:
+    """The role of every container, in container order."""
+    return tuple(role_of(c, among_init=among_init) for c, among_init in pod.containers())
+
+
+def asks_for(container: Container, vendor: Vendor) -> bool:
+    """Whether the container names any resource of the vendor that makes a request."""
+    names = vendor.resources
+    return any(
+        _find(container, name) is not None
+        for name in (names.count, names.memory, names.memory_percentage, names.cores)
+    )
+
+
+def read_container(container: Container, vendor: Vendor) -> DeviceRequest | None:
+    """What one container asks of one vendor; None if it asks for none of its devices.
+
+    Limits win over requests. Explicit memory wins over a percentage; neither means the vendor's
+    default, or the whole device.
+
+    Raises:
+        QuantityError: A resource is no whole number or out of range.
+    """
+    names = vendor.resources
+    count = _whole(container, names.count, maximum=MAX_DEVICES_PER_CONTAINER)
+    if not count:
+        return None
+    memory = _whole(container, names.memory, maximum=MAX_INT32 // vendor.memory_factor) or 0
+    memory *= vendor.memory_factor
+    percent = min(_whole(container, names.memory_percentage) or 0, WHOLE)
+    if not memory and not percent:
+        memory, percent = vendor.default_memory, 0 if vendor.default_memory else WHOLE
+    cores = _whole(container, names.cores)
+    return DeviceRequest(
+        vendor=vendor.name,
+        count=count,
+        memory=MiB(memory),
+        memory_percent=Percent(0 if memory else percent),
+        cores=Percent(min(vendor.default_cores if cores is None else cores, 100)),
+    )
+
+
+def _find(container: Container, name: str) -> str | int | float | None:
+    resources = container.resources
+    if resources is None or not name:
+        return None
+    for source in (resources.limits, resources.requests):
+        if source and name in source:
+            return source[name]
+    return None
+
+
+def _whole(container: Container, name: str, *, maximum: int = MAX_INT32) -> int | None:
+    value = _find(container, name)
+    if value is None:
+        return None
+    try:
+        return parse_whole(value, maximum=maximum)
+    except QuantityError as error:
+        raise QuantityError(f"container {container.name!r}, {name}: {error}") from error
+
+
+def _node_policy(text: str | None, defaults: Defaults) -> NodePolicy:
+    if text is None:
+        return defaults.node_policy
+    return NodePolicy.SPREAD if text == NodePolicy.SPREAD else NodePolicy.BINPACK
+
+
+def _device_policy(text: str | None, defaults: Defaults) -> DevicePolicy:
+    """The policy named; as on the wire, an unknown or empty value means spread."""
+    if text is None:
+        return defaults.device_policy
+    try:
+        return DevicePolicy(text.strip())
+    except ValueError:
+        return DevicePolicy.SPREAD
+
+
+def _weights(text: str | None) -> Weights:
+    """Weights in the form ``slot=1,core=1,memory=1``, all three, in any order.
+
+    Raises:
+        CodecError: Another form, a negative number, or all zero.
+    """
+    if text is None:
+        return Weights()
+    expected = "expected slot=<n>,core=<n>,memory=<n>, whole numbers of which one is above 0"
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        key, equals, number = (piece.strip() for piece in part.partition("="))
+        if not equals or key in found or not number.isascii() or not number.isdigit():
+            raise CodecError(f"{codec.WEIGHTS_KEY}: {expected}, met {text[:60]!r}")
+        found[key] = int(number[:19])
+    if set(found) != {"slot", "core", "memory"} or not any(found.values()):
+        raise CodecError(f"{codec.WEIGHTS_KEY}: {expected}, met {text[:60]!r}")
+    return Weights(slots=found["slot"], cores=found["core"], memory=found["memory"])
+
+
+def _selection(pod: Pod, vendor: Vendor) -> Selection:
+    keys, annotations = vendor.selection_keys, pod.annotations
+    return Selection(
+        use_types=tuple(t.upper() for t in codec.split_list(annotations.get(keys.use_type))),
+        avoid_types=tuple(t.upper() for t in codec.split_list(annotations.get(keys.avoid_type))),
+        use_uuids=frozenset(codec.split_list(annotations.get(keys.use_uuid))),
+        avoid_uuids=frozenset(codec.split_list(annotations.get(keys.avoid_uuid))),
+        modes=annotations.get(keys.mode, "").strip(),
+    )
+
+
+def vendors_asked(request: PodRequest) -> tuple[VendorName, ...]:
+    """The vendors whose devices the pod needs, in order of name."""
+    return tuple(sorted({r.vendor for c in request.containers for r in c.requests}))
