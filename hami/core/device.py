@@ -140,6 +140,8 @@ class PodRequest:
     node_policy: NodePolicy = NodePolicy.BINPACK
     device_policy: DevicePolicy = DevicePolicy.SPREAD
     weights: Weights = field(default_factory=Weights)
+    numa_bind: bool = False
+    """All devices of one container must be on one NUMA node."""
     selections: tuple[tuple[VendorName, Selection], ...] = ()
     """In order of vendor name; a vendor that is missing accepts any of its devices."""
 

@@ -68,6 +68,9 @@ def read_request(pod: Pod, vendors: VendorTable, defaults: Defaults) -> PodReque
         node_policy=_node_policy(annotations.get(codec.NODE_POLICY_KEY), defaults),
         device_policy=_device_policy(annotations.get(codec.DEVICE_POLICY_KEY), defaults),
         weights=_weights(annotations.get(codec.WEIGHTS_KEY)),
+        numa_bind=any(
+            _is_true(annotations.get(vendors[name].selection_keys.numa_bind)) for name in asked
+        ),
         selections=tuple(
             (name, selection)
             for name in sorted(asked)
@@ -179,6 +182,14 @@ def _weights(text: str | None) -> Weights:
     if set(found) != {"slot", "core", "memory"} or not any(found.values()):
         raise CodecError(f"{codec.WEIGHTS_KEY}: {expected}, met {text[:60]!r}")
     return Weights(slots=found["slot"], cores=found["core"], memory=found["memory"])
+
+
+def _is_true(text: str | None) -> bool:
+    """As on the wire, what is not a truth value counts as false."""
+    try:
+        return text is not None and codec.parse_bool(text)
+    except CodecError:
+        return False
 
 
 def _selection(pod: Pod, vendor: Vendor) -> Selection:

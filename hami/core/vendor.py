@@ -41,6 +41,7 @@ class SelectionKeys:
     use_uuid: str = ""
     avoid_uuid: str = ""
     mode: str = ""
+    numa_bind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ NVIDIA: Final = Vendor(
         use_uuid="nvidia.com/use-gpuuuid",
         avoid_uuid="nvidia.com/nouse-gpuuuid",
         mode="nvidia.com/vgpu-mode",
+        numa_bind="nvidia.com/numa-bind",
     ),
     env=EnvNames(
         priority="CUDA_TASK_PRIORITY",

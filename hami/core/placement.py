@@ -1,0 +1,207 @@
+"""Answers for pods: which nodes fit, how good each is, why the others do not, and which devices.
+
+A ``Placer`` looks at the live device table and keeps its last answer for each request signature:
+asked again, it looks only at nodes whose generation moved. So the thousandth replica of a workload
+costs what changed since the one before. Nothing here awaits, so the table cannot change underneath.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from hami.core import fit, score
+from hami.core.allocation import ContainerDevice, Containers
+from hami.core.device import NodePolicy, PodRequest
+from hami.core.quantity import MiB, Percent
+from hami.core.table import Bools, DeviceTable, Floats, Ints, Snapshot
+from hami.core.verdict import DeviceVerdict, NodeReason, Reason, Verdict, summary
+
+SIGNATURES_KEPT: Final = 256
+"""Answers kept; the least recently asked goes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Devices for every container of a pod on one node, decided at a generation of that node."""
+
+    node: str
+    generation: int
+    containers: Containers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What an extender's filter and prioritize need about a list of nodes."""
+
+    feasible: tuple[str, ...]
+    """In the order asked."""
+    preference: Floats
+    """Of each feasible node; higher is better."""
+    failed: dict[str, str]
+    """The reason of each other node."""
+
+    @property
+    def best(self) -> str | None:
+        """The preferred node; among equals the first by name. None if nothing fits."""
+        if not self.feasible:
+            return None
+        top = self.preference.max()
+        return min(name for name, p in zip(self.feasible, self.preference, strict=True) if p == top)
+
+
+class _Answer:
+    """The last known result for one signature, row by row."""
+
+    def __init__(self) -> None:
+        self.generations: Ints = np.zeros(0, np.int64)
+        self.feasible: Bools = np.zeros(0, np.bool_)
+        self.scores: Floats = np.zeros(0, np.float64)
+        self.reasons: list[str] = []
+
+    def grow(self, rows: int) -> None:
+        missing = rows - len(self.reasons)
+        if missing > 0:
+            self.generations = np.concatenate([self.generations, np.full(missing, -1, np.int64)])
+            self.feasible = np.concatenate([self.feasible, np.zeros(missing, np.bool_)])
+            self.scores = np.concatenate([self.scores, np.zeros(missing)])
+            self.reasons += [""] * missing
+
+
+class Placer:
+    """Places pods on the nodes of one table."""
+
+    def __init__(self, table: DeviceTable) -> None:
+        self._table = table
+        self._answers: OrderedDict[PodRequest, _Answer] = OrderedDict()
+
+    def rank(self, request: PodRequest, nodes: Iterable[str]) -> Ranking:
+        """Which of these nodes fit, how much each is preferred, and why the others do not fit."""
+        answer = self._answer(request)
+        feasible: list[str] = []
+        chosen: list[int] = []
+        failed: dict[str, str] = {}
+        rows, reasons, fits = self._table.rows, answer.reasons, answer.feasible.tolist()
+        for name in nodes:
+            row = rows.get(name)
+            if row is None:
+                failed[name] = NodeReason.UNREGISTERED.value
+            elif fits[row]:
+                feasible.append(name)
+                chosen.append(row)
+            else:
+                failed[name] = reasons[row]
+        scores = answer.scores[np.asarray(chosen, np.int64)]
+        preference = -scores if request.node_policy is NodePolicy.SPREAD else scores
+        return Ranking(feasible=tuple(feasible), preference=preference, failed=failed)
+
+    def choose(self, request: PodRequest, node: str) -> Choice | Verdict:
+        """The devices a pod would get on a node now, or why it gets none."""
+        row = self._table.rows.get(node)
+        if row is None:
+            return Verdict(node=node)
+        snapshot = self._table.copy([row])
+        result = fit.place(snapshot, request, need_devices=True)
+        if not result.feasible[0]:
+            return self._verdict(node, snapshot, request, result)
+        containers: list[list[ContainerDevice]] = [[] for _ in request.containers]
+        for position, asked, marks, memory in result.taken:
+            containers[position] += [
+                ContainerDevice(
+                    uuid=snapshot.uuid(0, column),
+                    vendor=asked.vendor,
+                    memory=MiB(int(memory[0, column])),
+                    cores=Percent(asked.cores),
+                )
+                for column in np.flatnonzero(marks[0]).tolist()
+            ]
+        return Choice(
+            node=node,
+            generation=int(snapshot.generations[0]),
+            containers=tuple(tuple(devices) for devices in containers),
+        )
+
+    def _answer(self, request: PodRequest) -> _Answer:
+        answer = self._answers.get(request)
+        if answer is None:
+            answer = self._answers[request] = _Answer()
+            while len(self._answers) > SIGNATURES_KEPT:
+                self._answers.popitem(last=False)
+        self._answers.move_to_end(request)
+        size = len(self._table)
+        answer.grow(size)
+        current = self._table.generations[:size]
+        changed = np.flatnonzero(answer.generations != current)
+        if changed.size:
+            self._refresh(answer, request, changed)
+        return answer
+
+    def _refresh(self, answer: _Answer, request: PodRequest, rows: Ints) -> None:
+        whole = rows.size == len(self._table)
+        snapshot = self._table.view() if whole else self._table.copy(rows)
+        result = fit.place(snapshot, request, need_devices=False)
+        answer.feasible[rows] = result.feasible
+        answer.scores[rows] = score.node_scores(snapshot.columns)
+        answer.generations[rows] = snapshot.generations
+        self._explain(answer, rows, result)
+
+    def _explain(self, answer: _Answer, rows: Ints, result: fit.Placement) -> None:
+        """Fill the reasons of infeasible rows; equal rows share one text."""
+        failing = np.flatnonzero(~result.feasible)
+        if not failing.size:
+            return
+        keys = np.column_stack(
+            [np.sort(result.codes[failing], axis=1), result.failed_needed[failing]]
+        )
+        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+        texts = [_text(codes[:-1].tolist(), int(codes[-1])) for codes in unique]
+        for row, which in zip(rows[failing].tolist(), inverse.ravel().tolist(), strict=True):
+            answer.reasons[row] = texts[which]
+
+    def _verdict(
+        self, node: str, snapshot: Snapshot, request: PodRequest, result: fit.Placement
+    ) -> Verdict:
+        container = request.containers[int(result.failed_container[0])]
+        return Verdict(
+            node=node,
+            container=container.name,
+            needed=int(result.failed_needed[0]),
+            devices=tuple(_device_verdicts(snapshot, request, result)),
+        )
+
+
+def _text(codes: Sequence[int], needed: int) -> str:
+    present = [code for code in codes if code != fit.ABSENT]
+    reasons: Counter[Reason] = Counter(
+        fit.RULES[code - 1].reason for code in present if code != fit.FITS
+    )
+    return summary(needed, len(present), reasons)
+
+
+def _device_verdicts(
+    snapshot: Snapshot, request: PodRequest, result: fit.Placement
+) -> Iterable[DeviceVerdict]:
+    """Each device of the vendor against the container that failed, as the node is used now."""
+    container = request.containers[int(result.failed_container[0])]
+    asked = next(r for r in container.requests if r.count == result.failed_needed[0])
+    question, _ = fit.ask(snapshot, snapshot.columns, request, asked)
+    for column, code in enumerate(result.codes[0].tolist()):
+        if code == fit.ABSENT:
+            continue
+        uuid = snapshot.uuid(0, column)
+        if code == fit.FITS:
+            yield DeviceVerdict(uuid=uuid, reason=None)
+            continue
+        rule = fit.RULES[code - 1]
+        needed, free = rule.lack(question) if rule.lack else (0, 0)
+        yield DeviceVerdict(
+            uuid=uuid,
+            reason=rule.reason,
+            needed=int(np.broadcast_to(needed, result.codes.shape)[0, column]),
+            free=int(np.broadcast_to(free, result.codes.shape)[0, column]),
+            unit=rule.unit,
+        )

@@ -1,0 +1,87 @@
+"""Which node and which device is preferred, among those that fit.
+
+Formulas: a device's score is ten times the weighted sum of its used shares with the request added;
+a node's is ten times the sum of the used shares of all its devices before the request. Binpack
+prefers high scores, spread low ones. Ties: higher NUMA node first (devices), then lower index, then
+uuid; nodes by name. So equal input always gives the same choice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from hami.core.device import DevicePolicy, Weights
+from hami.core.table import Bools, Columns, Floats, Ints
+
+if TYPE_CHECKING:
+    from hami.core.fit import Question
+
+SCALE: Final = 10.0
+MAX_PRIORITY: Final = 10
+"""Highest score an extender may give."""
+
+
+def device_scores(
+    columns: Columns, *, slots: int, memory: Ints, cores: int, weights: Weights
+) -> Floats:
+    """Each device's score if the request were on it; 0 for a device without some capacity."""
+    usable = (columns.slots > 0) & (columns.memory > 0) & (columns.cores > 0)
+    total = (
+        weights.slots * _share(columns.used_slots + slots, columns.slots)
+        + weights.cores * _share(columns.used_cores + cores, columns.cores)
+        + weights.memory * _share(columns.used_memory + memory, columns.memory)
+    )
+    return np.where(usable, SCALE * total, 0.0)
+
+
+def device_order(question: Question, eligible: Bools) -> Ints:
+    """For each node the columns in order of preference, eligible ones first."""
+    columns, pod = question.columns, question.pod
+    scores = device_scores(
+        columns,
+        slots=1,
+        memory=question.memory,
+        cores=int(question.request.cores),
+        weights=pod.weights,
+    )
+    key = {
+        DevicePolicy.BINPACK: -scores,
+        DevicePolicy.SPREAD: scores,
+        DevicePolicy.MUTEX: columns.used_slots.astype(np.float64),
+    }[pod.device_policy]
+    return np.lexsort((-columns.numa, key, ~eligible), axis=1)
+
+
+def node_scores(columns: Columns) -> Floats:
+    """Each node's score: how much of it is used; 0 for a node without some capacity."""
+    capacity = [columns.slots.sum(axis=1), columns.cores.sum(axis=1), columns.memory.sum(axis=1)]
+    used = [
+        columns.used_slots.sum(axis=1),
+        columns.used_cores.sum(axis=1),
+        columns.used_memory.sum(axis=1),
+    ]
+    usable = np.logical_and.reduce([total > 0 for total in capacity])
+    shares = sum(_share(part, total) for part, total in zip(used, capacity, strict=True))
+    return np.where(usable, SCALE * shares, 0.0)
+
+
+def priorities(preference: Floats) -> Ints:
+    """Preferences (higher is better) as an extender's scores, 0 to 10.
+
+    Only the best keeps 10, so that coarse numbers never hide the first choice; the first of equals
+    is the best.
+    """
+    if not preference.size:
+        return np.zeros(0, np.int64)
+    low, high = preference.min(), preference.max()
+    span = high - low
+    scaled = (preference - low) / span if span > 0 else np.zeros_like(preference)
+    result = np.floor(scaled * (MAX_PRIORITY - 1)).astype(np.int64)
+    result[int(np.argmax(preference))] = MAX_PRIORITY
+    return result
+
+
+def _share(used: Ints, total: Ints) -> Floats:
+    return used / np.maximum(total, 1)

@@ -1,0 +1,290 @@
+"""The device table: every node's devices as columns, one row a node, one column a device.
+
+Rows are as wide as the largest node (the device axis is padded; ``present`` marks real devices), so
+that a question about all nodes is a handful of vector operations. A row's devices stand in order of
+(index, uuid), which is also the last tie-break of every choice.
+
+``DeviceTable`` is the one that changes, and only ``hami.core.cache`` changes it. ``Snapshot`` is a
+read-only view or copy of some rows: what the rules in ``fit`` and ``score`` work on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hami.core.allocation import Charge
+from hami.core.device import Device, DeviceUuid
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+_FIRST_ROWS: Final = 64
+_FIRST_WIDTH: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The table's arrays, all of shape (nodes, devices)."""
+
+    present: Bools
+    healthy: Bools
+    cordoned: Bools
+    vendor: Ints
+    """Number of the vendor's name in ``DeviceTable.words``; likewise ``model`` and ``mode``."""
+    model: Ints
+    mode: Ints
+    numa: Ints
+    slots: Ints
+    memory: Ints
+    """MiB."""
+    cores: Ints
+    """Percent."""
+    used_slots: Ints
+    used_memory: Ints
+    used_cores: Ints
+
+    @staticmethod
+    def empty(rows: int, width: int) -> Columns:
+        """Rows without devices."""
+        return Columns(
+            **{
+                f.name: np.zeros((rows, width), np.bool_ if f.type == "Bools" else np.int64)
+                for f in fields(Columns)
+            }
+        )
+
+    def take(self, rows: Ints | slice) -> Columns:
+        """Some rows: a view for a slice, a copy for row numbers."""
+        return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(Columns)})
+
+    def grown(self, rows: int, width: int) -> Columns:
+        """The same content in larger arrays."""
+        larger = Columns.empty(rows, width)
+        old_rows, old_width = self.present.shape
+        for f in fields(Columns):
+            getattr(larger, f.name)[:old_rows, :old_width] = getattr(self, f.name)
+        return larger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Some rows of the table as they were at their generations. Treat as read-only."""
+
+    table: DeviceTable
+    """For names and words only; its numbers may have moved on."""
+    rows: Ints
+    """Row number in the table of each row here."""
+    generations: Ints
+    columns: Columns
+
+    def uuid(self, row: int, column: int) -> DeviceUuid:
+        """The device at a place of this snapshot."""
+        return self.table.uuids[int(self.rows[row])][column]
+
+
+class DeviceTable:
+    """All nodes' devices and what is used of them.
+
+    Attributes:
+        columns: The arrays; rows of removed nodes are empty and get used again.
+        generations: One number a row, never the same twice: a row's content changes with it.
+        names: Node name of each row, None for a free row.
+        uuids: Device UUIDs of each row, in column order.
+        rows: Row number of each node.
+        words: Vendor names, models and modes, numbered as they come.
+    """
+
+    def __init__(self) -> None:
+        self.columns = Columns.empty(_FIRST_ROWS, _FIRST_WIDTH)
+        self.generations: Ints = np.zeros(_FIRST_ROWS, np.int64)
+        self.names: list[str | None] = []
+        self.uuids: list[tuple[DeviceUuid, ...]] = []
+        self.rows: dict[str, int] = {}
+        self.words = Words()
+        self._devices: list[tuple[Device, ...]] = []
+        self._columns_of: list[dict[DeviceUuid, int]] = []
+        self._rows_with: dict[DeviceUuid, set[int]] = {}
+        self._free: list[int] = []
+        self._generation = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def set_node(
+        self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
+    ) -> None:
+        """Put the node's devices in its row, with nothing used of them."""
+        ordered = tuple(sorted(devices, key=lambda d: (d.index, d.uuid)))
+        row = self.rows.get(name)
+        if row is None:
+            row = self._new_row(name)
+        self._clear(row)
+        self._fit_width(len(ordered))
+        self._devices[row] = ordered
+        self.uuids[row] = tuple(d.uuid for d in ordered)
+        self._columns_of[row] = {uuid: i for i, uuid in enumerate(self.uuids[row])}
+        for uuid in self.uuids[row]:
+            self._rows_with.setdefault(uuid, set()).add(row)
+        c = self.columns
+        for i, d in enumerate(ordered):
+            c.present[row, i] = True
+            c.healthy[row, i] = d.healthy
+            c.cordoned[row, i] = d.uuid in cordoned
+            c.vendor[row, i] = self.words.number(d.vendor)
+            c.model[row, i] = self.words.number(d.model)
+            c.mode[row, i] = self.words.number(d.mode)
+            c.numa[row, i] = d.numa
+            c.slots[row, i] = d.slots
+            c.memory[row, i] = d.memory
+            c.cores[row, i] = d.cores
+        self._touch(row)
+
+    def remove_node(self, name: str) -> None:
+        """Forget the node; its row becomes free."""
+        row = self.rows.pop(name, None)
+        if row is None:
+            return
+        self._clear(row)
+        self.names[row] = None
+        self._free.append(row)
+        self._touch(row)
+
+    def devices(self, name: str) -> tuple[Device, ...]:
+        """The node's devices in column order; empty for an unknown node."""
+        row = self.rows.get(name)
+        return () if row is None else self._devices[row]
+
+    def generation(self, name: str) -> int:
+        """The node's generation; 0 for an unknown node."""
+        row = self.rows.get(name)
+        return 0 if row is None else int(self.generations[row])
+
+    def used(self, name: str) -> dict[DeviceUuid, Charge]:
+        """What is used of each of the node's devices."""
+        row = self.rows.get(name)
+        if row is None:
+            return {}
+        c = self.columns
+        return {
+            uuid: Charge(
+                slots=int(c.used_slots[row, i]),
+                memory=int(c.used_memory[row, i]),
+                cores=int(c.used_cores[row, i]),
+            )
+            for uuid, i in self._columns_of[row].items()
+        }
+
+    def charge(self, name: str, charges: Mapping[DeviceUuid, Charge], *, sign: int) -> None:
+        """Add (sign 1) or take back (sign -1) what is used; devices the node lacks are skipped."""
+        row = self.rows.get(name)
+        if row is None:
+            return
+        c, places = self.columns, self._columns_of[row]
+        for uuid, charge in charges.items():
+            i = places.get(uuid)
+            if i is not None:
+                c.used_slots[row, i] += sign * charge.slots
+                c.used_memory[row, i] += sign * charge.memory
+                c.used_cores[row, i] += sign * charge.cores
+        self._touch(row)
+
+    def places(self, uuids: Iterable[str]) -> list[tuple[int, int]]:
+        """Every (row, column) that holds one of the devices."""
+        return [
+            (row, self._columns_of[row][DeviceUuid(uuid)])
+            for uuid in uuids
+            for row in self._rows_with.get(DeviceUuid(uuid), ())
+        ]
+
+    def view(self) -> Snapshot:
+        """All rows without copying: for code that does not let anything else run meanwhile."""
+        size = len(self)
+        return Snapshot(
+            table=self,
+            rows=np.arange(size),
+            generations=self.generations[:size],
+            columns=self.columns.take(slice(0, size)),
+        )
+
+    def copy(self, rows: Ints | Sequence[int]) -> Snapshot:
+        """Some rows, copied: stays as it is whatever comes."""
+        chosen = np.asarray(rows, np.int64)
+        return Snapshot(
+            table=self,
+            rows=chosen,
+            generations=self.generations[chosen],
+            columns=self.columns.take(chosen),
+        )
+
+    def _touch(self, row: int) -> None:
+        self._generation += 1
+        self.generations[row] = self._generation
+
+    def _new_row(self, name: str) -> int:
+        if self._free:
+            row = self._free.pop()
+            self.names[row] = name
+        else:
+            row = len(self.names)
+            self.names.append(name)
+            self.uuids.append(())
+            self._devices.append(())
+            self._columns_of.append({})
+            rows, width = self.columns.present.shape
+            if row >= rows:
+                self.columns = self.columns.grown(rows * 2, width)
+                self.generations = np.concatenate([self.generations, np.zeros(rows, np.int64)])
+        self.rows[name] = row
+        return row
+
+    def _fit_width(self, devices: int) -> None:
+        rows, width = self.columns.present.shape
+        if devices > width:
+            self.columns = self.columns.grown(rows, max(devices, width * 2))
+
+    def _clear(self, row: int) -> None:
+        for uuid in self.uuids[row]:
+            rows = self._rows_with[uuid]
+            rows.discard(row)
+            if not rows:
+                del self._rows_with[uuid]
+        self._devices[row] = ()
+        self.uuids[row] = ()
+        self._columns_of[row] = {}
+        for f in fields(Columns):
+            getattr(self.columns, f.name)[row] = 0
+
+
+class Words:
+    """Strings by number, so that columns can hold them."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._words: list[str] = []
+
+    def number(self, word: str) -> int:
+        """The word's number, a new one if it was never seen."""
+        found = self._numbers.get(word)
+        if found is None:
+            found = self._numbers[word] = len(self._words)
+            self._words.append(word)
+        return found
+
+    def matching(self, accept: Sequence[str], *, inside: bool = False) -> Bools:
+        """For each number, whether its upper-cased word contains one of the (upper-cased) texts.
+
+        With ``inside`` it is the other way round: whether the word is contained in one of them.
+        """
+        return np.array(
+            [
+                any((word in text) if inside else (text in word.upper()) for text in accept)
+                for word in self._words
+            ],
+            np.bool_,
+        )
