@@ -7,7 +7,10 @@ aggregators, coloured lines for a terminal. Input: ``LogSettings``. Output: stde
 key            meaning
 =============  =====================================================
 pod            ``namespace/name``
+module         which part of the program speaks
 uid            the pod's or node's UID
+object         any other object, as ``Kind namespace/name``
+resource       a kind of objects, by its plural
 node, device   node name; device UUID
 container      container name
 vendor         name of the vendor's row
@@ -32,8 +35,8 @@ from hami.config import LogSettings
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger whose events carry ``logger=name``."""
-    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+    """A logger whose events carry ``module=name``; it takes its set-up at its first event."""
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
 
 
 def configure(settings: LogSettings) -> None:

@@ -10,6 +10,7 @@ Events are news, not state: losing one loses no truth, so a send is tried a few 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import OrderedDict
@@ -249,10 +250,8 @@ class EventRecorder:
             "reportingComponent": self._component,
             "reportingInstance": self._instance,
         }
-        try:
+        with contextlib.suppress(ConflictError):  # an attempt that got no answer had arrived
             await self._client.post(EVENTS.path(namespace), body)
-        except ConflictError:
-            pass  # an attempt that got no answer had arrived
         count = pending.count
         self._written.put(said, _Written(name=pending.name, count=count, at=self._clock()))
         self._metrics.events_sent.labels("created").inc()

@@ -7,7 +7,7 @@ delays a bind or a lease renewal; the server's own fairness settles what both la
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 
 import anyio
@@ -51,9 +51,15 @@ class RateLimiter:
     """Waits until a request may be sent."""
 
     def __init__(
-        self, *, qps: float, burst: int, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        qps: float,
+        burst: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._clock = clock
+        self._sleep = sleep
         self._buckets = {lane: TokenBucket(rate=qps, burst=burst) for lane in Lane}
 
     async def acquire(self, lane: Lane) -> None:
@@ -63,7 +69,7 @@ class RateLimiter:
         if wait <= 0.0:
             return
         try:
-            await anyio.sleep(wait)
+            await self._sleep(wait)
         except anyio.get_cancelled_exc_class():
             bucket.give_back()
             raise
