@@ -218,16 +218,14 @@ class KubeClient:
             headers = await self._source.headers()
             if data is not None:
                 headers["Content-Type"] = content_type
-            response: aiohttp.ClientResponse = (
-                await self._source.api.rest_client.pool_manager.request(
-                    verb,
-                    URL(f"{self._source.host}{path}{tail}", encoded=True),
-                    data=data,
-                    headers=headers,
-                    timeout=_NO_TIMEOUT,
-                    allow_redirects=False,
-                    **self._source.transport(),
-                )
+            response = await self._source.session.request(
+                verb,
+                URL(f"{self._source.host}{path}{tail}", encoded=True),
+                data=data,
+                headers=headers,
+                timeout=_NO_TIMEOUT,
+                allow_redirects=False,
+                **self._source.route,
             )
             if response.status != 401 or not await self._source.renew():
                 return response

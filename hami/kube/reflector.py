@@ -38,6 +38,9 @@ log = get_logger(__name__)
 
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024
 """etcd takes 1.5 MiB and the API server 3 MiB a request; twice that and more is no object."""
+MAX_REFUSALS: Final = 3
+"""A server that so often in a row refuses to go on from a version does not know it: it may have
+been restored from a backup, or be another one."""
 SHORT_WATCH_SECONDS: Final = 1.0
 CLOCK_GRACE_SECONDS: Final = 10.0
 """What the server may exceed the time we asked it to end the watch after."""
@@ -94,6 +97,7 @@ class Reflector(Generic[T]):
         self._uniform = uniform
         self._heard_at = time.monotonic()
         self._version: str | None = None
+        self._refusals = 0
 
     @property
     def resource_version(self) -> str | None:
@@ -200,6 +204,7 @@ class Reflector(Generic[T]):
             self._report(event.error, name=str(event.key))
         emit(event)
         self._version = version
+        self._refusals = 0
 
     async def _recover(self, error: KubeError | CodecError) -> None:
         """Decide where to begin again, and wait before that."""
@@ -214,6 +219,9 @@ class Reflector(Generic[T]):
                 reason, wish = "throttled", error.retry_after_seconds or 0.0
             case _:
                 reason = "failed"
+                self._refusals += 1 if error.status else 0
+                if self._refusals >= MAX_REFUSALS:
+                    self._version = None
         delay = self._delays.after_failure(at_least_seconds=wish)
         self._count_restart(reason, seconds=delay, error=str(error))
         await anyio.sleep(delay)
