@@ -7,7 +7,11 @@ environment. Durations are seconds, sizes are bytes unless a name says otherwise
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import itertools
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -147,7 +151,7 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
     """The kubelet's pod-resources API."""
     host_dir: str = "/usr/local/vgpu"
-    """Host directory of the shim and of the containers' regions; also its path in containers."""
+    """Host directory of the shim and of the containers' regions."""
     split_count: Annotated[int, Meta(ge=1, le=1000)] = 10
     """How many containers may share a device."""
     memory_scaling: Annotated[float, Meta(gt=0, le=100)] = 1.0
@@ -164,8 +168,30 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     """How often the devices are looked at again."""
     driver_timeout_seconds: Seconds = 20.0
     """Deadline of one call into NVML; a driver that hangs makes its devices unhealthy."""
+    health_failures: Count = 2
+    """Looks in a row that a device must fail to be unhealthy; critical errors count at once."""
+    health_calm_seconds: Seconds = 60.0
+    """How long an unhealthy device must answer again, without an error, to be healthy."""
+    health_disable_xids: str = ""
+    """XIDs to ignore, comma-separated, or ``all``; ``DP_DISABLE_HEALTHCHECKS`` where empty."""
+    health_enable_xids: str = ""
+    """XIDs that count whatever is disabled; ``DP_ENABLE_HEALTHCHECKS`` where empty."""
     pending_pod_seconds: Seconds = 10.0
     """How long Allocate waits for the watch to show the pod it is for."""
+    allocate_timeout_seconds: Seconds = 60.0
+    """Deadline of one Allocate; later than that the container fails with the reason."""
+    require_identity: bool = False
+    """Fail containers whose owner the kubelet's pod-resources API cannot tell; else only warn."""
+    kubelet_poll_seconds: Seconds = 1.0
+    """How often the kubelet's and the own socket are looked at, to notice a kubelet restart."""
+    kubelet_silence_seconds: Seconds = 30.0
+    """Register again if the kubelet has not been listening to the devices for so long."""
+    reconcile_seconds: Seconds = 30.0
+    """How often regions are cleaned up and allocations compared with the kubelet's."""
+    region_grace_seconds: Seconds = 600.0
+    """Regions of pods that are gone are kept so long while the kubelet cannot be asked."""
+    allow_disable_control: bool = False
+    """Let containers opt out of enforcement with the variable ``CUDA_DISABLE_CONTROL=true``."""
     disable_core_limit: bool = False
     """Leave compute unlimited whatever pods ask for."""
 
@@ -249,12 +275,25 @@ def _refuse_unknown(tree: Mapping[str, Any], group: type, path: tuple[str, ...])
             _refuse_unknown(value, inner, (*path, str(key)))
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """Every setting as (dotted path, type, default), in the order of the groups above."""
+def describe() -> list[tuple[str, str, str, str]]:
+    """Every setting as (dotted path, type, default, meaning), in the order of the groups above."""
     return [
-        (f"{group.name}.{field.name}", _type_name(field.type), repr(field.default))
+        (f"{group.name}.{field.name}", _type_name(field.type), repr(field.default), meaning)
         for group in msgspec.structs.fields(Settings)
-        for field in msgspec.structs.fields(group.type)
+        for field, meaning in zip(
+            msgspec.structs.fields(group.type), _meanings(group.type), strict=True
+        )
+    ]
+
+
+def _meanings(group: type) -> list[str]:
+    """The text under each field of a group, in order."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return [
+        " ".join(ast.literal_eval(text.value).split())
+        for field, text in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     ]
 
 

@@ -1,0 +1,250 @@
+"""The one command line. Each command imports its part only when it runs.
+
+Daemons are nouns (``hami controller``, ``hami node-agent``), tools are verbs. Exit status: 0 done,
+1 failed, 2 used wrongly. What programs read goes to stdout, what people read to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+import yaml
+
+from hami import __version__, certs, config, logs
+from hami.config import Settings
+from hami.errors import ConfigError, HamiError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Share GPUs and other AI accelerators between Kubernetes pods, with enforced limits.",
+)
+sandbox = typer.Typer(
+    no_args_is_help=True,
+    help="The whole system on this machine, without a cluster and without a GPU.",
+)
+app.add_typer(sandbox, name="sandbox")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of settings; see docs/settings.md.", metavar="FILE"),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, e.g. controller.port=9443; repeatable."),
+]
+DirOption = Annotated[
+    Path | None, typer.Option("--dir", help="State directory of the sandbox.", metavar="DIR")
+]
+
+
+def main() -> None:
+    """Run the command line; errors this project raises become one line and exit status 1."""
+    try:
+        app()
+    except HamiError as error:
+        typer.echo(f"hami: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _settings(file: Path | None, assignments: list[str] | None) -> Settings:
+    flags: dict[str, Any] = {}
+    for text in assignments or ():
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: expected path=value")
+        flags[path] = yaml.safe_load(value)
+    return config.load(file=file, environment=os.environ, flags=flags)
+
+
+def _run(main_task: Callable[[], Awaitable[None]]) -> None:
+    """Run a process's root task; a failure below it is one clear line."""
+    try:
+        anyio.run(main_task, backend_options={"use_uvloop": _has_uvloop()})
+    except* HamiError as group:
+        for error in _leaves(group):
+            typer.echo(f"hami: {error}", err=True)
+        raise SystemExit(1) from None
+    except* KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401 - only whether it is there counts
+    except ImportError:
+        return False
+    return True
+
+
+@app.command()
+def controller(config_file: ConfigOption = None, set_: SetOption = None) -> None:
+    """Serve the webhook and the scheduler's extender; one per cluster."""
+    settings = _settings(config_file, set_)
+    logs.configure(settings.log)
+    from hami.controllers.app import run
+
+    _run(partial(run, settings))
+
+
+@app.command("node-agent")
+def node_agent(config_file: ConfigOption = None, set_: SetOption = None) -> None:
+    """Serve one node's devices to its kubelet and enforce their limits; one per node."""
+    settings = _settings(config_file, set_)
+    logs.configure(settings.log)
+    from hami.nodeagent.app import run
+
+    _run(partial(run, settings))
+
+
+@app.command("check-config")
+def check_config(config_file: ConfigOption = None, set_: SetOption = None) -> None:
+    """Validate the settings and print them as they would be used."""
+    settings = _settings(config_file, set_)
+    import msgspec
+
+    typer.echo(yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False), nl=False)
+
+
+@app.command("settings")
+def settings_table() -> None:
+    """Print every setting with its type and default, as a Markdown table."""
+    typer.echo("| setting | type | default | meaning |\n|---|---|---|---|")
+    for path, kind, default, meaning in config.describe():
+        cells = (f"`{path}`", kind.replace("|", "\\|"), f"`{default}`", meaning.replace("|", "\\|"))
+        typer.echo(f"| {' | '.join(cells)} |")
+
+
+@app.command("certs")
+def make_certs(
+    out: Annotated[Path, typer.Option("--out", help="Directory for ca.crt, tls.crt, tls.key.")],
+    host: Annotated[
+        list[str], typer.Option("--host", help="Name or address of the webhook; repeatable.")
+    ],
+    days: Annotated[int, typer.Option(min=1, max=3650)] = 365,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Also print the webhook configuration with this URL.")
+    ] = None,
+) -> None:
+    """Make certificates for the webhook, and its configuration for kubectl apply."""
+    bundle = certs.create(out, host, now=datetime.now(UTC), days=days)
+    typer.echo(f"wrote {bundle.ca_file}, {bundle.cert_file}, {bundle.key_file}", err=True)
+    if webhook_url is not None:
+        manifest = certs.webhook_configuration(ca_bundle=bundle.ca_bundle, url=webhook_url)
+        typer.echo(yaml.safe_dump(manifest, sort_keys=False), nl=False)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@sandbox.command("up")
+def sandbox_up(
+    directory: DirOption = None,
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Number of equal nodes.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, max=16, help="GPUs on each of them.")] = 8,
+    model: Annotated[str, typer.Option(help="GPU model; see 'hami sandbox models'.")] = "A100-80GB",
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="YAML description of a mixed cluster.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="cooperative or exclusive placement.")] = "cooperative",
+    foreground: Annotated[bool, typer.Option(help="Stay in the foreground.")] = False,
+) -> None:
+    """Start the sandbox and print how to reach it."""
+    from hami.sandbox import lifecycle, spec
+
+    layout = spec.load(file) if file else spec.uniform(nodes=nodes, gpus=gpus, model=model)
+    place = lifecycle.directory(directory)
+    if foreground:
+        from hami.sandbox import cluster
+
+        _run(partial(cluster.run_foreground, place, layout, mode=mode))
+        return
+    lifecycle.start(place, layout, mode=mode)
+    typer.echo(f"export KUBECONFIG={place / 'kubeconfig'}")
+
+
+@sandbox.command("down")
+def sandbox_down(directory: DirOption = None) -> None:
+    """Stop the sandbox and every process it started."""
+    from hami.sandbox import lifecycle
+
+    lifecycle.stop(lifecycle.directory(directory))
+
+
+@sandbox.command("status")
+def sandbox_status(
+    directory: DirOption = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="table or json")] = "table",
+) -> None:
+    """Show nodes, devices and pods of the running sandbox."""
+    from hami.sandbox import commands, lifecycle
+
+    state = anyio.run(commands.status, lifecycle.directory(directory))
+    if output == "json":
+        typer.echo(json.dumps(state, indent=2))
+    elif output == "table":
+        commands.show(state)
+    else:
+        raise ConfigError(f"--output {output}: expected table or json")
+
+
+@sandbox.command("apply")
+def sandbox_apply(
+    file: Annotated[Path, typer.Option("--file", "-f", help="Manifest with one or more objects.")],
+    directory: DirOption = None,
+) -> None:
+    """Create or change the objects of a manifest."""
+    from hami.sandbox import commands, lifecycle
+
+    for line in anyio.run(commands.apply, lifecycle.directory(directory), file):
+        typer.echo(line)
+
+
+@sandbox.command("logs")
+def sandbox_logs(
+    name: Annotated[str, typer.Argument(help="POD or NAMESPACE/POD, 'controller', or a node.")],
+    directory: DirOption = None,
+) -> None:
+    """Print the output of a pod, of the controller or of a node's agent."""
+    from hami.sandbox import commands, lifecycle
+
+    typer.echo(anyio.run(commands.logs, lifecycle.directory(directory), name), nl=False)
+
+
+@sandbox.command("models")
+def sandbox_models() -> None:
+    """List the GPU models that simulated nodes can have."""
+    from hami.sandbox import commands
+
+    commands.show_models()
+
+
+@sandbox.command("demo")
+def sandbox_demo(
+    directory: DirOption = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the story is told.")] = False,
+) -> None:
+    """Start two nodes of eight GPUs, run the README's pods, and tell what happens."""
+    from hami.sandbox import demo, lifecycle
+
+    _run(partial(demo.run, lifecycle.directory(directory), once=once))
