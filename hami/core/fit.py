@@ -7,11 +7,12 @@ in the order in which they run and takes devices for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from hami.core import score
 from hami.core.device import (
@@ -30,6 +31,8 @@ FITS: Final = 0
 """Code of a device that passes every rule; the others are 1 + the rule's position."""
 ABSENT: Final = 255
 """Code of a place without a device of the vendor asked for."""
+
+Codes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,7 @@ RULES: Final[tuple[Rule, ...]] = (
 
 def ask(
     snapshot: Snapshot, columns: Columns, pod: PodRequest, request: DeviceRequest
-) -> tuple[Question, Ints]:
+) -> tuple[Question, Codes]:
     """Every device's code for a request: FITS, ABSENT, or 1 + the first rule that fails."""
     question = Question(
         snapshot=snapshot,
@@ -160,12 +163,10 @@ def ask(
         memory=demanded_memory(columns, request),
     )
     candidates = columns.present & (columns.vendor == snapshot.table.words.number(request.vendor))
-    codes = np.zeros(columns.present.shape, np.int64)
+    codes = np.full(columns.present.shape, FITS, np.uint8)
     for code, rule in reversed(tuple(enumerate(RULES, start=1))):
-        fails = rule.fails(question)
-        if fails is not False:
-            codes[fails] = code
-    codes[~candidates] = ABSENT
+        np.copyto(codes, np.uint8(code), where=rule.fails(question))
+    np.copyto(codes, np.uint8(ABSENT), where=~candidates)
     return question, codes
 
 
@@ -176,24 +177,29 @@ def demanded_memory(columns: Columns, request: DeviceRequest) -> Ints:
     return columns.memory * request.memory_percent // 100
 
 
-@dataclass(slots=True, kw_only=True)
-class Placement:
-    """What ``place`` found for each node of a snapshot.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One container's request of one vendor, as ``place`` came to it."""
 
-    Attributes:
-        feasible: Whether the whole pod fits the node.
-        failed_container: Position of the first container that did not; -1 where all fit.
-        failed_needed: Devices that container asks for.
-        codes: That container's codes (see ``ask``); 0 where all fit.
-        taken: For each container and request, the marks of the devices taken and their MiB; only
-            where asked for.
-    """
+    position: int
+    """Of the container in its pod."""
+    question: Question
+    taken: Bools
+    """Marks of the devices taken on each node; none on a node that the pod does not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What ``place`` found for each node of a snapshot."""
 
     feasible: Bools
-    failed_container: Ints
-    failed_needed: Ints
-    codes: Ints
-    taken: list[tuple[int, DeviceRequest, Bools, Ints]]
+    """Whether the whole pod fits the node."""
+    steps: tuple[Step, ...]
+    """In the order of containers, until no node was left."""
+    failed_step: Ints
+    """Number of the step that found too few devices; -1 where all did."""
+    codes: Codes
+    """Of that step (see ``ask``); 0 where all found enough."""
 
 
 def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placement:
@@ -205,51 +211,47 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
     Args:
         snapshot: The nodes.
         pod: What is asked.
-        need_devices: Whether ``taken`` is wanted; leaving it out saves the last sort.
+        need_devices: Whether ``Step.taken`` is wanted; else it may stay empty, which saves sorting.
     """
-    rows, _ = snapshot.columns.present.shape
-    result = Placement(
-        feasible=np.ones(rows, np.bool_),
-        failed_container=np.full(rows, -1, np.int64),
-        failed_needed=np.zeros(rows, np.int64),
-        codes=np.zeros(snapshot.columns.present.shape, np.int64),
-        taken=[],
-    )
-    steps = [
+    feasible = np.ones(snapshot.columns.present.shape[0], np.bool_)
+    failed_step = np.full(feasible.shape, -1, np.int64)
+    all_codes = np.full(snapshot.columns.present.shape, FITS, np.uint8)
+    asked = [
         (position, container, request)
         for position, container in enumerate(pod.containers)
         for request in container.requests
     ]
+    steps: list[Step] = []
     running = snapshot.columns
-    for at, (position, container, request) in enumerate(steps):
+    for position, container, request in asked:
         question, codes = ask(snapshot, running, pod, request)
         fits = codes == FITS
         eligible = _same_numa(running, fits, request.count) if pod.numa_bind else fits
         enough = eligible.sum(axis=1) >= request.count
-        failed = result.feasible & ~enough
-        result.failed_container[failed] = position
-        result.failed_needed[failed] = request.count
-        result.codes[failed] = codes[failed]
-        result.feasible &= enough
-        if need_devices or _matters_later(steps, at):
-            marks = _first(eligible, score.device_order(question, eligible), request.count)
-            marks &= result.feasible[:, np.newaxis]
-            if need_devices:
-                result.taken.append((position, request, marks, question.memory))
-            if container.role is not Role.INIT:
-                running = _with(running, marks, question.memory, request)
-    return result
-
-
-Step = tuple[int, ContainerRequest, DeviceRequest]
-
-
-def _matters_later(steps: list[Step], at: int) -> bool:
-    """Whether what this step takes narrows a later step's choice."""
-    _, container, request = steps[at]
-    return container.role is not Role.INIT and any(
-        later.vendor == request.vendor for _, _, later in steps[at + 1 :]
+        failed = feasible & ~enough
+        failed_step[failed] = len(steps)
+        all_codes[failed] = codes[failed]
+        feasible &= enough
+        stays = container.role is not Role.INIT
+        taken = np.zeros_like(eligible)
+        if need_devices or (stays and _asked_again(request, asked[len(steps) + 1 :])):
+            order = score.device_order(question, eligible)
+            taken = _first(eligible, order, request.count) & feasible[:, np.newaxis]
+        steps.append(Step(position=position, question=question, taken=taken))
+        if not feasible.any():
+            break
+        if stays:
+            running = _with(running, taken, question)
+    return Placement(
+        feasible=feasible, steps=tuple(steps), failed_step=failed_step, codes=all_codes
     )
+
+
+def _asked_again(
+    request: DeviceRequest, later: Sequence[tuple[int, ContainerRequest, DeviceRequest]]
+) -> bool:
+    """Whether what this request takes narrows the choice of a later one."""
+    return any(other.vendor == request.vendor for _, _, other in later)
 
 
 def _first(eligible: Bools, order: Ints, count: int) -> Bools:
@@ -273,10 +275,10 @@ def _same_numa(columns: Columns, fits: Bools, count: int) -> Bools:
     return result
 
 
-def _with(columns: Columns, marks: Bools, memory: Ints, request: DeviceRequest) -> Columns:
+def _with(columns: Columns, taken: Bools, question: Question) -> Columns:
     return replace(
         columns,
-        used_slots=columns.used_slots + marks,
-        used_memory=columns.used_memory + marks * memory,
-        used_cores=columns.used_cores + marks * int(request.cores),
+        used_slots=columns.used_slots + taken,
+        used_memory=columns.used_memory + taken * question.memory,
+        used_cores=columns.used_cores + taken * int(question.request.cores),
     )

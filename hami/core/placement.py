@@ -17,8 +17,8 @@ import numpy as np
 from hami.core import fit, score
 from hami.core.allocation import ContainerDevice, Containers
 from hami.core.device import NodePolicy, PodRequest
-from hami.core.quantity import MiB, Percent
-from hami.core.table import Bools, DeviceTable, Floats, Ints, Snapshot
+from hami.core.quantity import MiB
+from hami.core.table import Bools, DeviceTable, Floats, Ints
 from hami.core.verdict import DeviceVerdict, NodeReason, Reason, Verdict, summary
 
 SIGNATURES_KEPT: Final = 256
@@ -52,6 +52,13 @@ class Ranking:
             return None
         top = self.preference.max()
         return min(name for name, p in zip(self.feasible, self.preference, strict=True) if p == top)
+
+    def priorities(self) -> dict[str, int]:
+        """Each feasible node's score as an extender gives it, 0 to 10; only ``best`` has 10."""
+        if self.best is None:
+            return {}
+        numbers = score.priorities(self.preference, best=self.feasible.index(self.best))
+        return dict(zip(self.feasible, numbers.tolist(), strict=True))
 
 
 class _Answer:
@@ -107,17 +114,18 @@ class Placer:
         snapshot = self._table.copy([row])
         result = fit.place(snapshot, request, need_devices=True)
         if not result.feasible[0]:
-            return self._verdict(node, snapshot, request, result)
+            return _verdict(node, request, result)
         containers: list[list[ContainerDevice]] = [[] for _ in request.containers]
-        for position, asked, marks, memory in result.taken:
-            containers[position] += [
+        for step in result.steps:
+            asked, memory = step.question.request, step.question.memory
+            containers[step.position] += [
                 ContainerDevice(
                     uuid=snapshot.uuid(0, column),
                     vendor=asked.vendor,
                     memory=MiB(int(memory[0, column])),
-                    cores=Percent(asked.cores),
+                    cores=asked.cores,
                 )
-                for column in np.flatnonzero(marks[0]).tolist()
+                for column in np.flatnonzero(step.taken[0]).tolist()
             ]
         return Choice(
             node=node,
@@ -150,28 +158,20 @@ class Placer:
         self._explain(answer, rows, result)
 
     def _explain(self, answer: _Answer, rows: Ints, result: fit.Placement) -> None:
-        """Fill the reasons of infeasible rows; equal rows share one text."""
+        """Fill the reasons of infeasible rows; rows with equal codes share one text."""
         failing = np.flatnonzero(~result.feasible)
-        if not failing.size:
-            return
-        keys = np.column_stack(
-            [np.sort(result.codes[failing], axis=1), result.failed_needed[failing]]
-        )
-        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-        texts = [_text(codes[:-1].tolist(), int(codes[-1])) for codes in unique]
-        for row, which in zip(rows[failing].tolist(), inverse.ravel().tolist(), strict=True):
-            answer.reasons[row] = texts[which]
-
-    def _verdict(
-        self, node: str, snapshot: Snapshot, request: PodRequest, result: fit.Placement
-    ) -> Verdict:
-        container = request.containers[int(result.failed_container[0])]
-        return Verdict(
-            node=node,
-            container=container.name,
-            needed=int(result.failed_needed[0]),
-            devices=tuple(_device_verdicts(snapshot, request, result)),
-        )
+        counts = [step.question.request.count for step in result.steps]
+        texts: dict[tuple[bytes, int], str] = {}
+        for row, codes, step in zip(
+            rows[failing].tolist(),
+            np.sort(result.codes[failing], axis=1),
+            result.failed_step[failing].tolist(),
+            strict=True,
+        ):
+            key = codes.tobytes(), counts[step]
+            if key not in texts:
+                texts[key] = _text(codes.tolist(), counts[step])
+            answer.reasons[row] = texts[key]
 
 
 def _text(codes: Sequence[int], needed: int) -> str:
@@ -182,26 +182,32 @@ def _text(codes: Sequence[int], needed: int) -> str:
     return summary(needed, len(present), reasons)
 
 
-def _device_verdicts(
-    snapshot: Snapshot, request: PodRequest, result: fit.Placement
-) -> Iterable[DeviceVerdict]:
-    """Each device of the vendor against the container that failed, as the node is used now."""
-    container = request.containers[int(result.failed_container[0])]
-    asked = next(r for r in container.requests if r.count == result.failed_needed[0])
-    question, _ = fit.ask(snapshot, snapshot.columns, request, asked)
-    for column, code in enumerate(result.codes[0].tolist()):
-        if code == fit.ABSENT:
-            continue
-        uuid = snapshot.uuid(0, column)
-        if code == fit.FITS:
-            yield DeviceVerdict(uuid=uuid, reason=None)
-            continue
-        rule = fit.RULES[code - 1]
-        needed, free = rule.lack(question) if rule.lack else (0, 0)
-        yield DeviceVerdict(
-            uuid=uuid,
-            reason=rule.reason,
-            needed=int(np.broadcast_to(needed, result.codes.shape)[0, column]),
-            free=int(np.broadcast_to(free, result.codes.shape)[0, column]),
-            unit=rule.unit,
-        )
+def _verdict(node: str, request: PodRequest, result: fit.Placement) -> Verdict:
+    """Why the one node of a placement cannot hold the pod."""
+    step = result.steps[int(result.failed_step[0])]
+    return Verdict(
+        node=node,
+        container=request.containers[step.position].name,
+        needed=step.question.request.count,
+        devices=tuple(
+            _device_verdict(step.question, column, code)
+            for column, code in enumerate(result.codes[0].tolist())
+            if code != fit.ABSENT
+        ),
+    )
+
+
+def _device_verdict(question: fit.Question, column: int, code: int) -> DeviceVerdict:
+    uuid = question.snapshot.uuid(0, column)
+    if code == fit.FITS:
+        return DeviceVerdict(uuid=uuid, reason=None)
+    rule = fit.RULES[code - 1]
+    needed, free = rule.lack(question) if rule.lack else (0, 0)
+    shape = question.columns.present.shape
+    return DeviceVerdict(
+        uuid=uuid,
+        reason=rule.reason,
+        needed=int(np.broadcast_to(needed, shape)[0, column]),
+        free=int(np.broadcast_to(free, shape)[0, column]),
+        unit=rule.unit,
+    )

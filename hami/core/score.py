@@ -67,19 +67,16 @@ def node_scores(columns: Columns) -> Floats:
     return np.where(usable, SCALE * shares, 0.0)
 
 
-def priorities(preference: Floats) -> Ints:
+def priorities(preference: Floats, *, best: int) -> Ints:
     """Preferences (higher is better) as an extender's scores, 0 to 10.
 
-    Only the best keeps 10, so that coarse numbers never hide the first choice; the first of equals
-    is the best.
+    Only the one at ``best`` gets 10, so that coarse numbers never hide the first choice.
     """
-    if not preference.size:
-        return np.zeros(0, np.int64)
     low, high = preference.min(), preference.max()
     span = high - low
     scaled = (preference - low) / span if span > 0 else np.zeros_like(preference)
     result = np.floor(scaled * (MAX_PRIORITY - 1)).astype(np.int64)
-    result[int(np.argmax(preference))] = MAX_PRIORITY
+    result[best] = MAX_PRIORITY
     return result
 
 

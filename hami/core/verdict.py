@@ -84,7 +84,7 @@ class Verdict:
 
 
 def summary(needed: int, total: int, reasons: Counter[Reason]) -> str:
-    """One node's reasons in a line: how many devices failed for what, most common word first."""
+    """One node's reasons in a line: how many devices failed for what, in order of the text."""
     if total == 0:
         return NodeReason.UNREGISTERED.value
     if needed > total:
