@@ -56,14 +56,18 @@ class AllocationCache:
         self.table = DeviceTable()
         self._by_pod: dict[str, Reservation] = {}
         self._by_node: dict[str, dict[str, None]] = {}
+        self._expiring: dict[str, float] = {}
 
     def set_node(
         self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
     ) -> None:
-        """Make the node's devices these; what is held on it stays held. Idempotent."""
-        self.table.set_node(name, devices, cordoned=cordoned)
-        for uid in self._by_node.get(name, ()):
-            self.table.charge(name, self._by_pod[uid].charges, sign=1)
+        """Make the node's devices these; what is held on it stays held.
+
+        The node's generation moves only if something changed.
+        """
+        if self.table.set_node(name, devices, cordoned=cordoned):
+            for uid in self._by_node.get(name, ()):
+                self.table.charge(name, self._by_pod[uid].charges, sign=1)
 
     def remove_node(self, name: str) -> None:
         """Forget the node's devices; pods that still run there stay known until they are gone."""
@@ -84,8 +88,14 @@ class AllocationCache:
             expires_at: When to give up if neither confirmed nor released.
 
         Raises:
-            StaleSnapshotError: The node has changed since: decide again.
+            StaleSnapshotError: The node has changed since, or the pod is bound already: decide
+                again.
         """
+        current = self._by_pod.get(allocation.uid)
+        if current is not None and current.state is State.CONFIRMED:
+            raise StaleSnapshotError(
+                f"pod {allocation.pod}: already bound to node {current.allocation.node}"
+            )
         seen = self.table.generation(allocation.node)
         if seen == 0 or seen != generation:
             raise StaleSnapshotError(
@@ -112,12 +122,8 @@ class AllocationCache:
 
     def expire(self, now: float) -> tuple[Reservation, ...]:
         """End every hold and reservation whose time has come; returns them."""
-        ended = tuple(
-            r for r in self._by_pod.values() if r.expires_at is not None and r.expires_at <= now
-        )
-        for reservation in ended:
-            self._drop(reservation.allocation.uid)
-        return ended
+        late = [uid for uid, expires_at in self._expiring.items() if expires_at <= now]
+        return tuple(self._drop(uid) for uid in late)
 
     def get(self, uid: str) -> Reservation | None:
         """What is held for the pod."""
@@ -144,28 +150,27 @@ class AllocationCache:
     ) -> None:
         current = self._by_pod.get(allocation.uid)
         charges = allocation.charges(init_done=init_done)
-        reservation = Reservation(
+        node = allocation.node
+        moved = current is None or current.charges != charges or current.allocation.node != node
+        if current is not None and moved:
+            self._drop(allocation.uid)
+        self._by_pod[allocation.uid] = Reservation(
             allocation=allocation, state=state, charges=charges, expires_at=expires_at
         )
-        same_place = (
-            current is not None
-            and current.charges == charges
-            and current.allocation.node == allocation.node
-        )
-        if same_place:
-            self._by_pod[allocation.uid] = reservation
-            return
-        if current is not None:
-            self._drop(allocation.uid)
-        self._by_pod[allocation.uid] = reservation
-        self._by_node.setdefault(allocation.node, {})[allocation.uid] = None
-        self.table.charge(allocation.node, charges, sign=1)
+        self._expiring.pop(allocation.uid, None)
+        if expires_at is not None:
+            self._expiring[allocation.uid] = expires_at
+        if moved:
+            self._by_node.setdefault(node, {})[allocation.uid] = None
+            self.table.charge(node, charges, sign=1)
 
-    def _drop(self, uid: str) -> None:
+    def _drop(self, uid: str) -> Reservation:
         reservation = self._by_pod.pop(uid)
+        self._expiring.pop(uid, None)
         node = reservation.allocation.node
         on_node = self._by_node[node]
         del on_node[uid]
         if not on_node:
             del self._by_node[node]
         self.table.charge(node, reservation.charges, sign=-1)
+        return reservation

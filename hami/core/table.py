@@ -118,12 +118,17 @@ class DeviceTable:
 
     def set_node(
         self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
-    ) -> None:
-        """Put the node's devices in its row, with nothing used of them."""
+    ) -> bool:
+        """Put the node's devices in its row, with nothing used of them.
+
+        Returns False, and leaves everything as it is, where the node has exactly these already.
+        """
         ordered = tuple(sorted(devices, key=lambda d: (d.index, d.uuid)))
         row = self.rows.get(name)
         if row is None:
             row = self._new_row(name)
+        elif self._has(row, ordered, cordoned):
+            return False
         self._clear(row)
         self._fit_width(len(ordered))
         self._devices[row] = ordered
@@ -144,6 +149,7 @@ class DeviceTable:
             c.memory[row, i] = d.memory
             c.cores[row, i] = d.cores
         self._touch(row)
+        return True
 
     def remove_node(self, name: str) -> None:
         """Forget the node; its row becomes free."""
@@ -221,6 +227,10 @@ class DeviceTable:
             generations=self.generations[chosen],
             columns=self.columns.take(chosen),
         )
+
+    def _has(self, row: int, devices: tuple[Device, ...], cordoned: frozenset[str]) -> bool:
+        marks = self.columns.cordoned[row, : len(devices)].tolist()
+        return self._devices[row] == devices and marks == [d.uuid in cordoned for d in devices]
 
     def _touch(self, row: int) -> None:
         self._generation += 1
