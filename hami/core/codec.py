@@ -134,6 +134,12 @@ class _WireDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     health: bool = False
 
 
+_INNER_SHAPES: Final[dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]]] = {
+    _WireDevice: {"migProfiles": _WireMigProfile},
+    _WireMigProfile: {"placements": _WireMigPlacement},
+}
+
+
 def encode_register(devices: Iterable[Device]) -> str:
     """The JSON inventory of a node, devices in the given order."""
     rows = [
@@ -197,7 +203,7 @@ def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
         if not isinstance(tree, list):
             raise CodecError(f"expected a JSON array of devices, met {type(tree).__name__}")
         rows = [msgspec.convert(_spell(row, _WireDevice), _WireDevice) for row in tree]
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise CodecError(f"device inventory: {error}") from error
     return tuple(
         Device(
@@ -232,22 +238,21 @@ def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
 
 
 def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 - raw JSON
-    """The object with its keys in the spelling of ``shape``: readers match any letter case."""
+    """The object with its keys in the spelling of ``shape``; null counts as absent.
+
+    Readers match keys in any letter case, so this stands before the strict conversion.
+    """
     if not isinstance(value, dict):
         return value
     names = {f.encode_name.lower(): f.encode_name for f in msgspec.structs.fields(shape)}
-    spelled = {names.get(str(key).lower(), str(key)): inner for key, inner in value.items()}
-    inner_shapes: dict[str, type[msgspec.Struct]] = {
-        "migProfiles": _WireMigProfile,
-        "placements": _WireMigPlacement,
-    }
-    for name, inner_shape in inner_shapes.items():
-        if name in spelled and name in names.values():
-            inner = spelled[name]
-            if inner is None:
-                del spelled[name]
-            elif isinstance(inner, list):
-                spelled[name] = [_spell(item, inner_shape) for item in inner]
+    inner_shapes = _INNER_SHAPES.get(shape, {})
+    spelled: dict[str, object] = {}
+    for key, inner in value.items():
+        name = names.get(key.lower()) or key
+        if name in inner_shapes and isinstance(inner, list):
+            spelled[name] = [_spell(item, inner_shapes[name]) for item in inner]
+        elif inner is not None:
+            spelled[name] = inner
     return spelled
 
 

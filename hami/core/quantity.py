@@ -42,9 +42,9 @@ def parse_quantity(value: object) -> Fraction:
     Raises:
         QuantityError: It is not a quantity.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise QuantityError(f"expected a quantity such as 1 or 500m, met {_shown(value)}")
-    match = _NUMBER.fullmatch(str(value))
+    match = None
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        match = _NUMBER.fullmatch(_text(value))
     if match is None:
         raise QuantityError(f"expected a quantity such as 1 or 500m, met {_shown(value)}")
     number = Fraction(match["number"].rstrip("."))
@@ -67,7 +67,14 @@ def parse_whole(value: object, *, minimum: int = 0, maximum: int = MAX_INT32) ->
     return int(exact)
 
 
+def _text(value: object) -> str:
+    """The value as text; Python writes no integer of thousands of digits in decimal."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return hex(value)
+    return str(value)
+
+
 def _shown(value: object) -> str:
     """The value for a message, cut: users may write megabytes."""
-    text = repr(value)
+    text = repr(value[:60]) if isinstance(value, str) else _text(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ from hami.core import codec
 from hami.core.allocation import Allocation, BindPhase, Containers
 from hami.core.objects import Pod
 from hami.core.request import asks_for, roles_of
-from hami.core.vendor import VendorTable
+from hami.core.vendor import Vendor, VendorTable
 
 
 def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
@@ -24,7 +24,7 @@ def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
     if not node:
         return None
     parts = [
-        _align(codec.decode_allocation(text, vendor.name), _askers(pod, vendors, vendor.name))
+        _align(codec.decode_allocation(text, vendor.name), _askers(pod, vendor))
         for vendor in vendors.values()
         if (text := pod.annotations.get(vendor.allocated_key))
     ]
@@ -84,8 +84,7 @@ def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
     return dict.fromkeys(keys)
 
 
-def _askers(pod: Pod, vendors: VendorTable, name: str) -> list[int]:
-    vendor = next(v for v in vendors.values() if v.name == name)
+def _askers(pod: Pod, vendor: Vendor) -> list[int]:
     return [i for i, (c, _) in enumerate(pod.containers()) if asks_for(c, vendor)]
 
 

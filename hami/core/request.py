@@ -7,6 +7,7 @@ that names the container and the resource.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,7 @@ from hami.errors import CodecError, QuantityError
 MAX_DEVICES_PER_CONTAINER: Final = 1024
 """More than any node has; a bound on what one pod can make the engine do."""
 WHOLE: Final = Percent(100)
+_WEIGHT: Final = re.compile(r"\d{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +94,15 @@ def roles_of(pod: Pod) -> tuple[Role, ...]:
 
 
 def asks_for(container: Container, vendor: Vendor) -> bool:
-    """Whether the container names any resource of the vendor that makes a request."""
-    names = vendor.resources
-    return any(
-        _find(container, name) is not None
-        for name in (names.count, names.memory, names.memory_percentage, names.cores)
-    )
+    """Whether devices of the vendor are given to the container.
+
+    For readers of records, to whom a request that cannot be read is none: who wrote the record
+    either refused the pod or gave that container nothing.
+    """
+    try:
+        return read_container(container, vendor) is not None
+    except QuantityError:
+        return False
 
 
 def read_container(container: Container, vendor: Vendor) -> DeviceRequest | None:
@@ -176,9 +181,9 @@ def _weights(text: str | None) -> Weights:
     found: dict[str, int] = {}
     for part in text.split(","):
         key, equals, number = (piece.strip() for piece in part.partition("="))
-        if not equals or key in found or not number.isascii() or not number.isdigit():
+        if not equals or key in found or _WEIGHT.fullmatch(number) is None:
             raise CodecError(f"{codec.WEIGHTS_KEY}: {expected}, met {text[:60]!r}")
-        found[key] = int(number[:19])
+        found[key] = int(number)
     if set(found) != {"slot", "core", "memory"} or not any(found.values()):
         raise CodecError(f"{codec.WEIGHTS_KEY}: {expected}, met {text[:60]!r}")
     return Weights(slots=found["slot"], cores=found["core"], memory=found["memory"])
