@@ -14,7 +14,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import yaml
@@ -223,10 +223,11 @@ def load(
         ConfigError: A key is unknown, or a value has the wrong type or range.
     """
     tree: dict[str, Any] = _read(file) if file is not None else {}
-    for name, value in sorted((environment or {}).items()):
-        if name.startswith(ENV_PREFIX) and "__" in name:
-            path = name.removeprefix(ENV_PREFIX).lower().split("__")
-            _put(tree, path, yaml.safe_load(value), source=f"environment variable {name}")
+    for name, text in sorted((environment or {}).items()):
+        path = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if name.startswith(ENV_PREFIX) and len(path) > 1:
+            source = f"environment variable {name}"
+            _put(tree, path, _from_text(text, path, source=source), source=source)
     for dotted, flag in (flags or {}).items():
         if flag is not None:
             _put(tree, dotted.split("."), flag, source="command line")
@@ -260,6 +261,24 @@ def _put(tree: dict[str, Any], path: list[str], value: object, *, source: str) -
     tree[path[-1]] = value
 
 
+def _from_text(text: str, path: list[str], *, source: str) -> object:
+    """A variable's value in the type of its setting; as it is where there is no such setting."""
+    wanted: Any = Settings
+    for key in path:
+        fields = msgspec.structs.fields(wanted) if _is_group(wanted) else ()
+        wanted = next((field.type for field in fields if field.name == key), None)
+    if wanted is None or _is_group(wanted):
+        return text
+    try:
+        return msgspec.convert(text, wanted, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{'.'.join(path)}: {error} (from the {source})") from error
+
+
+def _is_group(wanted: object) -> bool:
+    return isinstance(wanted, type) and issubclass(wanted, msgspec.Struct)
+
+
 def _refuse_unknown(tree: Mapping[str, Any], group: type, path: tuple[str, ...]) -> None:
     known = {field.name: field.type for field in msgspec.structs.fields(group)}
     for key, value in tree.items():
@@ -269,7 +288,7 @@ def _refuse_unknown(tree: Mapping[str, Any], group: type, path: tuple[str, ...])
             hint = f"; the nearest known key is {close[0]}" if close else ""
             raise ConfigError(f"{dotted}: unknown setting{hint}")
         inner = known[key]
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+        if _is_group(inner):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{dotted}: expected a group, met {type(value).__name__}")
             _refuse_unknown(value, inner, (*path, str(key)))
@@ -301,4 +320,6 @@ def _type_name(annotation: Any) -> str:  # noqa: ANN401 - a type expression has 
     args = get_args(annotation)
     if args and isinstance(args[-1], Meta):
         return _type_name(args[0])
+    if get_origin(annotation) is Literal:
+        return " | ".join(args)
     return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")
