@@ -120,7 +120,7 @@ async def test_pages_of_a_list_are_consistent(client: KubeClient, cluster: Clust
 
     names, versions = [], set()
     async for page in client.list_pages(PODS.path(cluster.namespace), page_size=2):
-        names.append([json.loads(item)["metadata"]["name"] for item in page.items or ()])
+        names.append([json.loads(bytes(item))["metadata"]["name"] for item in page.items or ()])
         versions.add(page.metadata.resource_version)
         if len(names) == 1:
             await create_pod(client, "pod-later", cluster.namespace)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -44,6 +44,15 @@ async def following(informer: Informer[Any]) -> AsyncIterator[None]:
 async def eventually(informer: Informer[Any], condition: Callable[[], R | None]) -> R:
     """The condition's result, once the informer has seen what makes it true."""
     return await informer.wait_for(condition, timeout_seconds=SOON)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return once the condition holds, of what announces no change."""
+    with anyio.fail_after(SOON):
+        while True:
+            if await condition():
+                return
+            await anyio.sleep(0.02)
 
 
 async def create_pod(client: KubeClient, name: str, namespace: str, **metadata: Any) -> Pod:
