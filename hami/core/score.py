@@ -33,7 +33,7 @@ def device_scores(
         + weights.cores * _share(columns.used_cores + cores, columns.cores)
         + weights.memory * _share(columns.used_memory + memory, columns.memory)
     )
-    return np.where(usable, SCALE * total, 0.0)
+    return _rounded(np.where(usable, SCALE * total, 0.0))
 
 
 def device_order(question: Question, eligible: Bools) -> Ints:
@@ -64,7 +64,7 @@ def node_scores(columns: Columns) -> Floats:
     ]
     usable = np.logical_and.reduce([total > 0 for total in capacity])
     shares = sum(_share(part, total) for part, total in zip(used, capacity, strict=True))
-    return np.where(usable, SCALE * shares, 0.0)
+    return _rounded(np.where(usable, SCALE * shares, 0.0))
 
 
 def priorities(preference: Floats, *, best: int) -> Ints:
@@ -78,6 +78,11 @@ def priorities(preference: Floats, *, best: int) -> Ints:
     result = np.floor(scaled * (MAX_PRIORITY - 1)).astype(np.int64)
     result[best] = MAX_PRIORITY
     return result
+
+
+def _rounded(scores: Floats) -> Floats:
+    """Equal where they are equal but for rounding, so that only the stated rules break ties."""
+    return np.round(scores, 9)
 
 
 def _share(used: Ints, total: Ints) -> Floats:
