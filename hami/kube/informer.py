@@ -1,44 +1,21 @@
-"""A copy of one resource's objects, and the handlers that are told how it changes.
+"""Follows one resource: a reflector that feeds a store, and whoever waits for a change of it.
 
-Applies a reflector's events to a store and calls synchronous, level-based handlers: given an
-object, make the world agree with it. A handler sees each difference between what it was told last
-and what is, also when the difference happened while the watch was away; it may be told the same
-twice. Knows no HTTP.
+What an event means is the store's to say; how it was got, the reflector's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
 
-from hami.errors import HamiError
 from hami.kube.reflector import Reflector
-from hami.kube.watching import (
-    Added,
-    Bookmark,
-    Deleted,
-    Event,
-    Key,
-    Listed,
-    Modified,
-    T,
-    Unreadable,
-)
-from hami.logs import get_logger
-
-log = get_logger(__name__)
+from hami.kube.store import Store
+from hami.kube.watching import Event, Listed, T
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class _Handler(Generic[T]):
-    on_set: Callable[[T, T | None], None]
-    on_delete: Callable[[T], None]
 
 
 class Informer(Generic[T]):
@@ -46,8 +23,7 @@ class Informer(Generic[T]):
 
     def __init__(self, reflector: Reflector[T]) -> None:
         self._reflector = reflector
-        self._objects: dict[Key, T] = {}
-        self._handlers: list[_Handler[T]] = []
+        self._store: Store[T] = Store(reflector.resource.plural, metrics=reflector.metrics)
         self._waiting: set[anyio.Event] = set()
         self._synced = False
 
@@ -68,35 +44,23 @@ class Informer(Generic[T]):
 
     def get(self, namespace: str, name: str) -> T | None:
         """The object as last seen; the namespace is empty for cluster-wide resources."""
-        return self._objects.get(Key(namespace, name))
+        return self._store.get(namespace, name)
 
     def list(self) -> tuple[T, ...]:
         """Every object, in no order."""
-        return tuple(self._objects.values())
+        return self._store.list()
 
     def add_handler(
         self, on_set: Callable[[T, T | None], None], on_delete: Callable[[T], None]
     ) -> None:
-        """Call these from now on, beginning with ``on_set`` for everything that is there.
-
-        Handlers are called in the order they were added, and must neither block nor wait. One that
-        raises ``HamiError`` is logged with the object and called again when the object changes.
-
-        Args:
-            on_set: Takes the object, and the one it follows (of the same uid) if there was one.
-            on_delete: Takes the object as it was last seen. An object that was replaced by another
-                of its name is deleted first.
-        """
-        handler = _Handler(on_set, on_delete)
-        self._handlers.append(handler)
-        for obj in self.list():
-            self._guard(obj, handler.on_set, obj, None)
+        """Call these from now on, and ``on_set`` at once for what is there: see ``Store``."""
+        self._store.add_handler(on_set, on_delete)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Follow the API server for ever; started once the store holds everything there is."""
 
         def apply(event: Event[T]) -> None:
-            self._apply(event)
+            self._store.apply(event)
             if isinstance(event, Listed) and not self._synced:
                 self._synced = True
                 task_status.started()
@@ -121,55 +85,3 @@ class Informer(Generic[T]):
                 finally:
                     self._waiting.discard(changed)
         return result
-
-    def _apply(self, event: Event[T]) -> None:
-        match event:
-            case Listed():
-                self._replace(event)
-            case Added(object=obj) | Modified(object=obj):
-                self._set(obj)
-            case Deleted(key=key):
-                self._delete(key)
-            case Bookmark() | Unreadable():
-                pass
-
-    def _replace(self, listed: Listed[T]) -> None:
-        """Make the store equal to the list; what is gone goes first, so that its room is free."""
-        kept = {_key(obj) for obj in listed.objects} | {lost.key for lost in listed.unreadable}
-        for key in [key for key in self._objects if key not in kept]:
-            self._delete(key)
-        for obj in listed.objects:
-            self._set(obj)
-
-    def _set(self, obj: T) -> None:
-        key, meta = _key(obj), obj.metadata
-        old = self._objects.get(key)
-        if old is not None and old.metadata.uid != meta.uid:
-            self._delete(key)
-            old = None
-        if old is not None and old.metadata.resource_version == meta.resource_version:
-            return
-        self._objects[key] = obj
-        for handler in self._handlers:
-            self._guard(obj, handler.on_set, obj, old)
-
-    def _delete(self, key: Key) -> None:
-        old = self._objects.pop(key, None)
-        if old is None:
-            return
-        for handler in self._handlers:
-            self._guard(old, handler.on_delete, old)
-
-    def _guard(self, obj: T, call: Callable[..., None], *args: T | None) -> None:
-        try:
-            call(*args)
-        except HamiError as error:
-            resource = self._reflector.resource.plural
-            self._reflector.metrics.handler_errors.labels(resource).inc()
-            log.warning(
-                "handler_failed", resource=resource, object=str(_key(obj)), error=str(error)
-            )
-
-
-def _key(obj: T) -> Key:
-    return Key(obj.metadata.namespace, obj.metadata.name)

@@ -107,19 +107,36 @@ def annotation_path(key: str) -> str:
 
 
 async def bind(
-    client: KubeClient, pod: ObjectRef, *, uid: str, node: str, lane: Lane = Lane.URGENT
+    client: KubeClient,
+    pod: ObjectRef,
+    *,
+    uid: str,
+    node: str,
+    resource_version: str | None = None,
+    lane: Lane = Lane.URGENT,
 ) -> None:
     """Give the pod to the node, once and for all.
 
+    Args:
+        client: Where to write.
+        pod: What is bound.
+        uid: Only this life of it.
+        node: Where it will run.
+        resource_version: Only if this is still its version.
+        lane: Whom to wait behind.
+
     Raises:
         ConflictError: The pod is bound already (perhaps by this call's lost predecessor: read it),
-            or is another one by now.
+            has changed, or is another one by now.
         NotFoundError: It is gone.
     """
+    metadata = {"name": pod.name, "namespace": pod.namespace, "uid": uid}
+    if resource_version is not None:
+        metadata["resourceVersion"] = resource_version
     body: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Binding",
-        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": uid},
+        "metadata": metadata,
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     }
     await client.post(pod.path("binding"), body, lane=lane)

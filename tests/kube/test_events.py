@@ -16,6 +16,7 @@ from hami.kube import events
 from hami.kube.client import KubeClient
 from hami.kube.events import EventRecorder, clip
 from hami.kube.resources import EVENTS, NODES, PODS, ObjectRef
+from hami.sandbox.apiserver.faults import Fault
 from tests.support.cluster import Cluster
 from tests.support.kube import SOON, create_pod, value_of
 
@@ -207,7 +208,7 @@ async def test_stopping_is_not_held_up_by_a_server_that_is_gone(
     client: KubeClient, cluster: Cluster
 ) -> None:
     recorder = recorder_for(client, flush_seconds=0.1)
-    cluster.sandbox.faults.add(resource="events", delay_seconds=60.0)
+    cluster.sandbox.faults.add(Fault(resource="events", delay_seconds=60.0))
 
     with anyio.fail_after(SOON):
         async with sending(recorder):

@@ -14,6 +14,7 @@ from hami.errors import ConfigError
 from hami.kube.client import KubeClient
 from hami.kube.lease import LeaderElector, LeaseTimes
 from hami.kube.resources import LEASES
+from hami.sandbox.apiserver.faults import Fault
 from tests.support.cluster import Cluster
 from tests.support.kube import SOON, until
 
@@ -197,10 +198,10 @@ async def test_a_leader_that_cannot_renew_stops_before_anybody_may_follow(
 
     async with first.campaigning():
         await soon(first.began)
-        fault = cluster.sandbox.faults.add(resource="leases", status=503)
+        fault = cluster.sandbox.faults.add(Fault(resource="leases", status=503))
         await soon(first.ended)
         assert not first.elector.is_leader
-        fault.cancel()
+        cluster.sandbox.faults.remove(fault)
 
         async def leads_again() -> bool:
             return first.reigns == 2

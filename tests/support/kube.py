@@ -14,6 +14,7 @@ from hami.kube.client import KubeClient
 from hami.kube.informer import Informer
 from hami.kube.reflector import Reflector
 from hami.kube.resources import PODS
+from hami.kube.store import Store
 from tests.support.cluster import make_pod
 
 SOON = 10.0
@@ -44,6 +45,22 @@ async def following(informer: Informer[Any]) -> AsyncIterator[None]:
 async def eventually(informer: Informer[Any], condition: Callable[[], R | None]) -> R:
     """The condition's result, once the informer has seen what makes it true."""
     return await informer.wait_for(condition, timeout_seconds=SOON)
+
+
+class Told:
+    """Keeps what a handler is told, in order."""
+
+    def __init__(self, followed: Informer[Pod] | Store[Pod]) -> None:
+        self.calls: list[str] = []
+        followed.add_handler(self.on_set, self.on_delete)
+
+    def on_set(self, pod: Pod, old: Pod | None) -> None:
+        note = pod.annotations.get("note", "-")
+        before = old.annotations.get("note", "-") if old else "new"
+        self.calls.append(f"{pod.metadata.name}: {before} -> {note}")
+
+    def on_delete(self, pod: Pod) -> None:
+        self.calls.append(f"{pod.metadata.name}: gone")
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
