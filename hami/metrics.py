@@ -1,0 +1,317 @@
+"""The table of this project's own metrics: one row each, with name, kind, labels and help.
+
+Rows are data; ``counter``, ``gauge`` and ``histogram`` make the live metric in the registry that is
+passed in. Units are in the names. (``hami.kube`` keeps the rows about the API server itself.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One row."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = Histogram.DEFAULT_BUCKETS
+
+
+# -- node agent: what it did -------------------------------------------------------------------
+
+ALLOCATIONS: Final = Metric(
+    name="hami_agent_allocations",
+    kind="counter",
+    help="Containers the kubelet asked devices for, by result.",
+    labels=("result",),
+)
+ALLOCATE_SECONDS: Final = Metric(
+    name="hami_agent_allocate_seconds",
+    kind="histogram",
+    help="Time of one Allocate call, the wait for its pod included.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0),
+)
+IDENTITY_CHECKS: Final = Metric(
+    name="hami_agent_identity_checks",
+    kind="counter",
+    help="Checks of which container holds devices: confirmed, repaired, refused or unconfirmed.",
+    labels=("result",),
+)
+KUBELET_REGISTRATIONS: Final = Metric(
+    name="hami_agent_kubelet_registrations",
+    kind="counter",
+    help="Registrations with the kubelet, by result.",
+    labels=("result",),
+)
+REGISTER_WRITES: Final = Metric(
+    name="hami_agent_node_writes",
+    kind="counter",
+    help="Writes to the Node object, by what was written.",
+    labels=("what",),
+)
+MALFORMED_PODS: Final = Metric(
+    name="hami_agent_malformed_pods",
+    kind="counter",
+    help="Pods whose allocation annotations could not be read.",
+)
+MALFORMED_REGIONS: Final = Metric(
+    name="hami_agent_malformed_regions",
+    kind="counter",
+    help="Region files that were truncated, foreign or of another version.",
+)
+REGIONS_REMOVED: Final = Metric(
+    name="hami_agent_regions_removed",
+    kind="counter",
+    help="Region directories removed after their pods were gone.",
+)
+DEVICES: Final = Metric(
+    name="hami_agent_devices",
+    kind="gauge",
+    help="Devices of this node, by health.",
+    labels=("health",),
+)
+
+# -- node agent: what it measures ----------------------------------------------------------------
+
+_HOST: Final = ("node", "device_index", "device_uuid", "device_type")
+_CONTAINER: Final = ("namespace", "pod", "container", "vdevice_index", "device_uuid")
+
+HOST_MEMORY: Final = Metric(
+    name="hami_host_gpu_memory_used_bytes",
+    kind="gauge",
+    help="Device memory in use on the host, by everybody.",
+    labels=_HOST,
+)
+HOST_UTILIZATION: Final = Metric(
+    name="hami_host_gpu_utilization_ratio",
+    kind="gauge",
+    help="Device utilisation in percent, 0 to 100 (the name is a compatible one).",
+    labels=_HOST,
+)
+HOST_MEMORY_UTILIZATION: Final = Metric(
+    name="hami_host_gpu_memory_controller_utilization_ratio",
+    kind="gauge",
+    help="Utilisation of the device's memory controller in percent, 0 to 100.",
+    labels=_HOST,
+)
+CONTAINER_MEMORY: Final = Metric(
+    name="hami_vgpu_memory_used_bytes",
+    kind="gauge",
+    help="Device memory that a container uses.",
+    labels=_CONTAINER,
+)
+CONTAINER_LIMIT: Final = Metric(
+    name="hami_vgpu_memory_limit_bytes",
+    kind="gauge",
+    help="Device memory that a container may use.",
+    labels=_CONTAINER,
+)
+CONTAINER_MEMORY_OLD: Final = Metric(
+    name="hami_container_device_memory_bytes",
+    kind="gauge",
+    help="The value of hami_vgpu_memory_used_bytes under its older name.",
+    labels=_CONTAINER,
+)
+
+# -- controller: what it did -------------------------------------------------------------------
+
+EXTENDER_SECONDS: Final = Metric(
+    name="hami_extender_seconds",
+    kind="histogram",
+    help="Time of a request to the controller, by what was asked and how it ended.",
+    labels=("verb", "result"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+ADMISSIONS: Final = Metric(
+    name="hami_admissions",
+    kind="counter",
+    help="Pods reviewed at admission: patched, unchanged, denied or malformed.",
+    labels=("result",),
+)
+BINDS: Final = Metric(
+    name="hami_bind",
+    kind="counter",
+    help="Binds asked for: bound, repeated, unfit, gone, conflicted or failed.",
+    labels=("result",),
+)
+BIND_CONFLICTS: Final = Metric(
+    name="hami_bind_conflicts",
+    kind="counter",
+    help="Decisions of a bind that were made again because pod or node had changed.",
+)
+TWIN_SECONDS: Final = Metric(
+    name="hami_bind_twin_wait_seconds",
+    kind="histogram",
+    help="Time a bind waited for pods on its node that the kubelet could not tell from its own.",
+    buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0),
+)
+EXPIRED: Final = Metric(
+    name="hami_reservations_expired",
+    kind="counter",
+    help="Reservations that nobody came back for, by their state.",
+    labels=("state",),
+)
+MALFORMED_ANNOTATIONS: Final = Metric(
+    name="hami_malformed_annotations",
+    kind="counter",
+    help="Pods and nodes whose annotations could not be read.",
+    labels=("kind",),
+)
+HANDSHAKES: Final = Metric(
+    name="hami_handshakes",
+    kind="counter",
+    help="Handshakes with node agents: asked, answered, conflicted or failed.",
+    labels=("result",),
+)
+CERTIFICATE_LOADS: Final = Metric(
+    name="hami_certificate_loads",
+    kind="counter",
+    help="Times the TLS certificate was read again after a change, by result.",
+    labels=("result",),
+)
+
+# -- controller: what it sees --------------------------------------------------------------------
+
+CACHE_GENERATION: Final = Metric(
+    name="hami_cache_generation",
+    kind="gauge",
+    help="Changes of the allocation cache so far.",
+)
+RESERVATIONS: Final = Metric(
+    name="hami_reservations",
+    kind="gauge",
+    help="Pods that hold devices, by how sure that is.",
+    labels=("state",),
+)
+INFORMER_AGE: Final = Metric(
+    name="hami_informer_silent_seconds",
+    kind="gauge",
+    help="Time since the API server was last heard about a resource.",
+    labels=("resource",),
+)
+
+_NODE_DEVICE: Final = ("node", "device_uuid", "device_index", "device_type", "zone")
+_POD_DEVICE: Final = ("namespace", "node", "pod", "container_index", "device_uuid", "zone")
+
+GPU_MEMORY_LIMIT: Final = Metric(
+    name="hami_gpu_memory_limit_bytes",
+    kind="gauge",
+    help="Memory that a device offers.",
+    labels=_NODE_DEVICE,
+)
+GPU_CORE_LIMIT: Final = Metric(
+    name="hami_gpu_core_limit_ratio",
+    kind="gauge",
+    help="Compute that a device offers, in percent (the name is a compatible one).",
+    labels=_NODE_DEVICE,
+)
+GPU_MEMORY_ALLOCATED: Final = Metric(
+    name="hami_gpu_memory_allocated_bytes",
+    kind="gauge",
+    help="Memory of a device that is given to pods.",
+    labels=(*_NODE_DEVICE, "device_cores"),
+)
+GPU_SHARED: Final = Metric(
+    name="hami_gpu_shared_count",
+    kind="gauge",
+    help="Containers that share a device.",
+    labels=_NODE_DEVICE,
+)
+GPU_CORE_ALLOCATED: Final = Metric(
+    name="hami_gpu_core_allocated_ratio",
+    kind="gauge",
+    help="Compute of a device that is given to pods, in percent.",
+    labels=_NODE_DEVICE,
+)
+NODE_GPU_OVERVIEW: Final = Metric(
+    name="hami_node_gpu_overview",
+    kind="gauge",
+    help="Memory of a device that is given to pods, in bytes, with its limit (MiB) as a label.",
+    labels=(*_NODE_DEVICE, "device_cores", "device_memory_limit"),
+)
+NODE_GPU_MEMORY_RATIO: Final = Metric(
+    name="hami_node_gpu_memory_allocated_ratio",
+    kind="gauge",
+    help="Share of a device's memory that is given to pods, 0 to 1.",
+    labels=_NODE_DEVICE,
+)
+VGPU_MEMORY_ALLOCATED: Final = Metric(
+    name="hami_vgpu_memory_allocated_bytes",
+    kind="gauge",
+    help="Device memory given to a container.",
+    labels=_POD_DEVICE,
+)
+VGPU_CORE_ALLOCATED: Final = Metric(
+    name="hami_vgpu_core_allocated_ratio",
+    kind="gauge",
+    help="Device compute given to a container, in percent.",
+    labels=_POD_DEVICE,
+)
+BUILD: Final = Metric(
+    name="hami_build_info",
+    kind="gauge",
+    help="Always 1; what runs is in the labels.",
+    labels=("version",),
+)
+
+TABLE: Final = (
+    ALLOCATIONS,
+    ALLOCATE_SECONDS,
+    IDENTITY_CHECKS,
+    KUBELET_REGISTRATIONS,
+    REGISTER_WRITES,
+    MALFORMED_PODS,
+    MALFORMED_REGIONS,
+    REGIONS_REMOVED,
+    DEVICES,
+    HOST_MEMORY,
+    HOST_UTILIZATION,
+    HOST_MEMORY_UTILIZATION,
+    CONTAINER_MEMORY,
+    CONTAINER_LIMIT,
+    CONTAINER_MEMORY_OLD,
+    EXTENDER_SECONDS,
+    ADMISSIONS,
+    BINDS,
+    BIND_CONFLICTS,
+    TWIN_SECONDS,
+    EXPIRED,
+    MALFORMED_ANNOTATIONS,
+    HANDSHAKES,
+    CERTIFICATE_LOADS,
+    CACHE_GENERATION,
+    RESERVATIONS,
+    INFORMER_AGE,
+    GPU_MEMORY_LIMIT,
+    GPU_CORE_LIMIT,
+    GPU_MEMORY_ALLOCATED,
+    GPU_SHARED,
+    GPU_CORE_ALLOCATED,
+    NODE_GPU_OVERVIEW,
+    NODE_GPU_MEMORY_RATIO,
+    VGPU_MEMORY_ALLOCATED,
+    VGPU_CORE_ALLOCATED,
+    BUILD,
+)
+"""Every row; the documentation's table is printed from it."""
+
+
+def counter(row: Metric, registry: CollectorRegistry) -> Counter:
+    """The row as a live counter; Prometheus appends ``_total`` to its name."""
+    return Counter(row.name, row.help, row.labels, registry=registry)
+
+
+def gauge(row: Metric, registry: CollectorRegistry) -> Gauge:
+    """The row as a live gauge."""
+    return Gauge(row.name, row.help, row.labels, registry=registry)
+
+
+def histogram(row: Metric, registry: CollectorRegistry) -> Histogram:
+    """The row as a live histogram."""
+    return Histogram(row.name, row.help, row.labels, registry=registry, buckets=row.buckets)
