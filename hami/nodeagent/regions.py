@@ -1,0 +1,197 @@
+"""The region directories of this node's containers: made, found again, handed over, removed.
+
+Owns ``<host_dir>/containers``: one directory a container, named after the pod's uid and the
+container, with the region's two files (see ``region``) and the claim that says whose they are.
+Directories survive this process; their claims are read back at start. File work runs in threads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from hami.errors import AllocateError, CodecError
+from hami.logs import get_logger
+from hami.nodeagent import claims, region
+from hami.nodeagent.allocate import Limits
+from hami.nodeagent.claims import Claim
+from hami.nodeagent.counters import AgentMetrics
+from hami.nodeagent.samples import ContainerSample, DeviceSample
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+_POLICIES: Final = {
+    "default": region.Policy.DEFAULT,
+    "force": region.Policy.FORCE,
+    "disable": region.Policy.DISABLE,
+}
+
+MAX_SAME_NAME = 8
+"""Directories of one container: more than one only after a swap of twins (see ``identity``)."""
+
+
+class Regions:
+    """The directories and their claims."""
+
+    def __init__(self, root: Path, *, metrics: AgentMetrics) -> None:
+        self._root = root
+        self._metrics = metrics
+        self._claims: dict[Path, Claim] = {}
+        self._files = anyio.CapacityLimiter(1)
+
+    @property
+    def claims(self) -> Mapping[Path, Claim]:
+        """Every region's claim, by directory."""
+        return MappingProxyType(self._claims)
+
+    async def load(self) -> None:
+        """Read back the claims that an earlier process left.
+
+        Raises:
+            AllocateError: The directory cannot be made or read.
+        """
+        try:
+            found = await self._in_thread(partial(_load, self._root))
+        except OSError as error:
+            raise AllocateError(f"region directory {self._root}: {error}") from error
+        self._claims = found
+        log.info("regions_loaded", regions=len(found))
+
+    async def prepare(self, claim: Claim, limits: Limits) -> Path:
+        """The container's region, made anew: doing it twice leaves one directory.
+
+        Raises:
+            AllocateError: The files cannot be made.
+        """
+        path = self._path_for(claim)
+        await self._write(path, claim, limits)
+        return path
+
+    async def hand_over(self, path: Path, claim: Claim, limits: Limits) -> None:
+        """Make the region another container's, before that starts.
+
+        Raises:
+            AllocateError: The files cannot be made.
+        """
+        await self._write(path, claim, limits)
+
+    def holding(self, ids: Collection[str]) -> tuple[tuple[Path, Claim], ...]:
+        """The regions that the pod got which was last given just these device ids.
+
+        More than one where its app container took over an init container's devices.
+        """
+        wanted = tuple(sorted(ids))
+        found = [(path, claim) for path, claim in self._claims.items() if claim.ids == wanted]
+        if not found:
+            return ()
+        _, newest = max(found, key=lambda item: item[1].created_ns)
+        return tuple(item for item in found if item[1].uid == newest.uid)
+
+    async def samples(self) -> tuple[ContainerSample, ...]:
+        """What every container says it uses; a region that cannot be read is left out."""
+        found = []
+        for path, claim in list(self._claims.items()):
+            try:
+                use = await self._in_thread(partial(region.read_usage, path))
+            except (CodecError, OSError) as error:
+                self._metrics.malformed_regions.inc()
+                log.warning("region_unreadable", path=str(path), error=str(error))
+                continue
+            found.append(_sample(claim, use))
+        return tuple(found)
+
+    async def remove(self, path: Path) -> None:
+        """Remove a region that no container uses any more.
+
+        Raises:
+            AllocateError: The host's file system refuses.
+        """
+        try:
+            await self._in_thread(partial(shutil.rmtree, path))
+        except OSError as error:
+            raise AllocateError(f"removing region {path}: {error}") from error
+        del self._claims[path]
+
+    def _path_for(self, claim: Claim) -> Path:
+        name = f"{claim.uid}_{claim.container}"
+        for number in range(MAX_SAME_NAME):
+            path = self._root / (f"{name}_{number}" if number else name)
+            held = self._claims.get(path)
+            if held is None or _purpose(held) == _purpose(claim):
+                return path
+        raise AllocateError(f"region {name}: expected a free directory, met {MAX_SAME_NAME} taken")
+
+    async def _write(self, path: Path, claim: Claim, limits: Limits) -> None:
+        try:
+            await self._in_thread(partial(_write, path, claim, limits))
+        except (OSError, CodecError) as error:
+            raise AllocateError(f"preparing region {path}: {error}") from error
+        self._claims[path] = claim
+
+    async def _in_thread(self, call: partial[T]) -> T:
+        return await anyio.to_thread.run_sync(call, limiter=self._files)
+
+
+def _write(path: Path, claim: Claim, limits: Limits) -> None:
+    """The claim first: files without one would never be found again."""
+    path.mkdir(parents=True, exist_ok=True)
+    claims.write(path, claim)
+    region.create(
+        path,
+        devices=[
+            region.RegionDevice(
+                uuid=device.uuid,
+                memory_limit_bytes=device.memory_bytes,
+                core_limit_permille=device.core_permille,
+            )
+            for device in limits.devices
+        ],
+        owner=region.Owner(
+            pod_uid=claim.uid,
+            pod_namespace=claim.namespace,
+            pod_name=claim.pod,
+            container_name=claim.container,
+        ),
+        priority=limits.priority,
+        policy=_POLICIES[limits.policy],
+    )
+
+
+def _sample(claim: Claim, use: region.RegionUse) -> ContainerSample:
+    return ContainerSample(
+        claim=claim,
+        devices=tuple(
+            DeviceSample(
+                uuid=device.uuid,
+                used_bytes=use.used_bytes(index),
+                limit_bytes=device.memory_limit_bytes,
+            )
+            for index, device in enumerate(use.devices)
+        ),
+    )
+
+
+def _purpose(claim: Claim) -> tuple[object, ...]:
+    return claim.uid, claim.container, claim.ids
+
+
+def _load(root: Path) -> dict[Path, Claim]:
+    root.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for path in sorted(root.iterdir()):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        try:
+            found[path] = claims.read(path)
+        except CodecError as error:  # another agent's, or half made: nothing of ours runs on it
+            log.warning("region_without_claim", path=str(path), error=str(error))
+    return found

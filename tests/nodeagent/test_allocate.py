@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hami.config import NodeAgentSettings, NvidiaSettings, Settings
+from hami.core.objects import Container, EnvVar
+from hami.core.vendors.nvidia import NVIDIA
+from hami.nodeagent import allocate
+from hami.nodeagent.allocate import Grant, Limits, Shim
+from tests.support.builders import given, make_container
+
+REGION = Path("/host/containers/uid_main")
+SHIM = Shim(library=Path("/host/libvgpu.so.1-abc"), preload=Path("/host/ld.so.preload"))
+DEVICES = (given("GPU-b", memory=3000, cores=30), given("GPU-a", memory=8000, cores=50))
+
+
+def grant_for(container: Container | None = None, **settings: object) -> Grant:
+    return allocate.grant(
+        DEVICES,
+        container=container or make_container(),
+        region=REGION,
+        shim=SHIM,
+        settings=NodeAgentSettings(**settings),  # type: ignore[arg-type] # the test's own values
+    )
+
+
+def limits_for(container: Container | None = None, settings: Settings | None = None) -> Limits:
+    return allocate.limits(
+        DEVICES,
+        container=container or make_container(),
+        vendor=NVIDIA,
+        settings=settings or Settings(),
+    )
+
+
+def test_environment_names_devices_and_limits_in_the_order_of_the_allocation() -> None:
+    envs = grant_for().envs
+
+    assert envs == {
+        "NVIDIA_VISIBLE_DEVICES": "GPU-b,GPU-a",
+        "CUDA_DEVICE_MEMORY_LIMIT_0": "3000m",
+        "CUDA_DEVICE_MEMORY_LIMIT_1": "8000m",
+        "CUDA_DEVICE_SM_LIMIT": "30",
+        "HAMI_REGION_DIR": str(REGION),
+    }
+
+
+def test_environment_tells_of_oversubscription_and_lifted_core_limits() -> None:
+    envs = grant_for(memory_scaling=1.5, disable_core_limit=True).envs
+
+    assert envs["CUDA_OVERSUBSCRIBE"] == "true"
+    assert envs["GPU_CORE_UTILIZATION_POLICY"] == "disable"
+
+
+def test_only_the_usage_file_can_be_written_by_the_container() -> None:
+    mounts = {mount.container_path: mount for mount in grant_for().mounts}
+
+    assert {path: mount.host_path for path, mount in mounts.items()} == {
+        "/usr/local/vgpu/control": f"{REGION}/control",
+        "/usr/local/vgpu/usage": f"{REGION}/usage",
+        "/usr/local/vgpu/libvgpu.so": str(SHIM.library),
+        "/etc/ld.so.preload": str(SHIM.preload),
+    }
+    writable = [path for path, mount in mounts.items() if not mount.read_only]
+    assert writable == ["/usr/local/vgpu/usage"]
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed", "loaded"),
+    [
+        pytest.param("true", False, True, id="a container cannot opt out by itself"),
+        pytest.param("true", True, False, id="a container opts out where the site lets it"),
+        pytest.param("1", True, False, id="any spelling of true will do"),
+        pytest.param("false", True, True, id="false is no opt-out"),
+        pytest.param("perhaps", True, True, id="what is no truth value is no opt-out"),
+        pytest.param(None, True, True, id="a value from a reference is not followed"),
+    ],
+)
+def test_shim_is_loaded_unless_the_site_lets_containers_opt_out(
+    value: str | None, allowed: bool, loaded: bool
+) -> None:
+    container = Container(name="main", env=[EnvVar(name="CUDA_DISABLE_CONTROL", value=value)])
+
+    mounts = grant_for(container, allow_disable_control=allowed).mounts
+
+    assert any(mount.container_path == "/etc/ld.so.preload" for mount in mounts) is loaded
+
+
+def test_limits_are_bytes_and_permille_of_each_device() -> None:
+    limits = limits_for()
+
+    assert [(d.uuid, d.memory_bytes, d.core_permille) for d in limits.devices] == [
+        ("GPU-b", 3000 * 2**20, 300),
+        ("GPU-a", 8000 * 2**20, 500),
+    ]
+
+
+def test_whole_device_has_no_core_limit() -> None:
+    (device,) = allocate.limits(
+        [given("GPU-a", cores=100)],
+        container=make_container(),
+        vendor=NVIDIA,
+        settings=Settings(),
+    ).devices
+
+    assert device.core_permille == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "priority"), [(None, 1), (0, 0), ("1", 1), ("-1", 1), ("many", 1), (2**40, 1)]
+)
+def test_priority_is_what_was_asked_for_else_low(asked: str | int | None, priority: int) -> None:
+    limits = {} if asked is None else {"nvidia.com/priority": asked}
+
+    assert limits_for(make_container(limits=limits)).priority == priority
+
+
+def test_disabled_core_limits_win_over_the_policy_for_pods() -> None:
+    forced = NvidiaSettings(core_policy="force")
+
+    assert limits_for(settings=Settings(nvidia=forced)).policy == "force"
+    lifted = Settings(nvidia=forced, node_agent=NodeAgentSettings(disable_core_limit=True))
+    assert limits_for(settings=lifted).policy == "disable"
