@@ -6,13 +6,15 @@ Everything here is hostile until it is parsed; what cannot be read raises Status
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 from aiohttp import web
 
 from hami.sandbox.apiserver import answers, selectors
+from hami.sandbox.apiserver.operation import FieldValidation
 from hami.sandbox.apiserver.patching import (
     Json,
     PatchError,
@@ -21,10 +23,10 @@ from hami.sandbox.apiserver.patching import (
 )
 from hami.sandbox.apiserver.records import Object, Selection
 from hami.sandbox.apiserver.registry import DeleteOptions, Patch
-from hami.sandbox.apiserver.requests import Target
+from hami.sandbox.apiserver.requests import Target, is_true
 from hami.sandbox.apiserver.strategic import apply_strategic_patch
+from hami.sandbox.apiserver.views import JSON
 
-JSON: Final = "application/json"
 MAX_BODY_BYTES: Final = 3 * 1024 * 1024
 _NO_TYPE: Final = "application/octet-stream"
 _PATCHES: Final[Mapping[str, Callable[[Target, Object, Json], Json]]] = {
@@ -36,11 +38,52 @@ _PATCHES: Final[Mapping[str, Callable[[Target, Object, Json], Json]]] = {
 }
 
 
+_Decoded = TypeVar("_Decoded")
+
+
+class Preconditions(msgspec.Struct, rename="camel"):
+    """What must be true of the object that is deleted."""
+
+    uid: str | None = None
+    resource_version: str | None = None
+
+
+class DeleteBody(msgspec.Struct, rename="camel"):
+    """The ``DeleteOptions`` that a client sends."""
+
+    grace_period_seconds: int | None = None
+    preconditions: Preconditions | None = None
+    dry_run: list[str] | None = None
+
+
+class Eviction(msgspec.Struct, rename="camel"):
+    """The body of ``POST .../eviction``."""
+
+    delete_options: DeleteBody = msgspec.field(default_factory=DeleteBody)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which part of a container's log a client wants."""
+
+    follow: bool = False
+    previous: bool = False
+    timestamps: bool = False
+    tail_lines: int | None = None
+    since_seconds: int | None = None
+    limit_bytes: int | None = None
+
+
 async def read_object(request: web.Request) -> Object:
     """The object in the body."""
+    return await read_body(request, dict[str, Any])
+
+
+async def read_body(request: web.Request, shape: type[_Decoded]) -> _Decoded:
+    """The body as a value of that shape."""
     if request.content_type not in (JSON, _NO_TYPE):
         raise answers.unsupported_media_type(request.content_type, supported=[JSON])
-    return _decode_object(await _read(request))
+    return _decode(await _read(request), shape)
 
 
 async def read_patch(request: web.Request, target: Target) -> Patch:
@@ -48,29 +91,33 @@ async def read_patch(request: web.Request, target: Target) -> Patch:
     apply = _PATCHES.get(request.content_type)
     if apply is None:
         raise answers.unsupported_media_type(request.content_type, supported=list(_PATCHES))
-    try:
-        patch = msgspec.json.decode(await _read(request))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise answers.bad_request(f"the body of the request is no JSON: {error}") from error
+    patch = _decode(await _read(request), object)
     return partial(_apply, partial(apply, target), patch)
 
 
-async def read_delete_options(request: web.Request) -> DeleteOptions:
-    """The options of a deletion, from the query or, with precedence, the body."""
+async def read_delete_options(request: web.Request) -> tuple[DeleteOptions, bool]:
+    """The options of a deletion from body and query (the body counts), and if it is a dry run."""
     body = await _read(request)
-    options = _decode_object(body) if body else {}
-    preconditions = options.get("preconditions") or {}
-    grace = options.get("gracePeriodSeconds")
+    options = _decode(body, DeleteBody) if body else DeleteBody()
+    return parse_delete_options(options, request.query)
+
+
+def parse_delete_options(
+    options: DeleteBody, query: Mapping[str, str]
+) -> tuple[DeleteOptions, bool]:
+    """The same from a decoded body, such as an Eviction brings along."""
+    grace = options.grace_period_seconds
     if grace is None:
-        grace = parse_integer(request.query, "gracePeriodSeconds")
-    if grace is not None and (not isinstance(grace, int) or grace < 0):
-        raise answers.bad_request(f"gracePeriodSeconds is no number of seconds: {grace!r}")
-    return DeleteOptions(
+        grace = parse_integer(query, "gracePeriodSeconds")
+    if grace is not None and grace < 0:
+        raise answers.bad_request(f"gracePeriodSeconds is negative: {grace}")
+    preconditions = options.preconditions or Preconditions()
+    parsed = DeleteOptions(
         grace_period_seconds=grace,
-        uid=preconditions.get("uid"),
-        resource_version=preconditions.get("resourceVersion"),
-        dry_run=options.get("dryRun") == ["All"] or is_dry_run(request.query),
+        uid=preconditions.uid,
+        resource_version=preconditions.resource_version,
     )
+    return parsed, options.dry_run == ["All"] or is_dry_run(query)
 
 
 def parse_selection(target: Target, query: Mapping[str, str]) -> Selection:
@@ -90,6 +137,26 @@ def parse_integer(query: Mapping[str, str], name: str) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise answers.bad_request(f"invalid {name}: {text!r} is no number")
     return int(text)
+
+
+def parse_log_query(query: Mapping[str, str]) -> LogQuery:
+    """Which part of a log the query asks for."""
+    return LogQuery(
+        follow=is_true(query.get("follow")),
+        previous=is_true(query.get("previous")),
+        timestamps=is_true(query.get("timestamps")),
+        tail_lines=parse_integer(query, "tailLines"),
+        since_seconds=parse_integer(query, "sinceSeconds"),
+        limit_bytes=parse_integer(query, "limitBytes"),
+    )
+
+
+def parse_field_validation(query: Mapping[str, str]) -> FieldValidation:
+    """What to do about unknown fields."""
+    value = query.get("fieldValidation") or "Warn"
+    if value not in get_args(FieldValidation):
+        raise answers.bad_request(f"fieldValidation: Unsupported value: {value!r}")
+    return cast(FieldValidation, value)
 
 
 def is_dry_run(query: Mapping[str, str]) -> bool:
@@ -118,8 +185,9 @@ def _apply(function: Callable[[Object, Json], Json], patch: Json, document: Obje
     return patched
 
 
-def _decode_object(body: bytes) -> Object:
+def _decode(body: bytes, shape: type[_Decoded]) -> _Decoded:
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise answers.bad_request(f"the body of the request is no JSON object: {error}") from error
+        message = f"the body of the request is not what it should be: {error}"
+        raise answers.bad_request(message) from error

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from hami.sandbox.apiserver import answers
-from hami.sandbox.apiserver.admission import Admission, Operation
+from hami.sandbox.apiserver import answers, names
+from hami.sandbox.apiserver.admission import Admission
 from hami.sandbox.apiserver.kinds import NAMESPACE, POD, Kind
+from hami.sandbox.apiserver.operation import Operation
 from hami.sandbox.apiserver.records import Object, Record, build_record
 from hami.sandbox.apiserver.requests import Target
+from hami.sandbox.apiserver.shapes import check_shape, unknown_fields
 from hami.sandbox.apiserver.store import Store, format_time
 
 _PATCH_ATTEMPTS: Final = 5
@@ -40,7 +42,6 @@ class DeleteOptions:
     grace_period_seconds: int | None = None
     uid: str | None = None
     resource_version: str | None = None
-    dry_run: bool = False
 
 
 class Registry:
@@ -50,75 +51,72 @@ class Registry:
         self._store = store
         self._admission = admission
 
-    async def create(self, target: Target, obj: Object, *, dry_run: bool = False) -> Record:
+    async def create(self, operation: Operation, obj: Object) -> Record:
         """Admit and store a new object; raises StatusError."""
-        kind = target.kind
-        obj = _addressed(kind, obj, target.namespace)
+        kind, namespace = operation.target.kind, operation.target.namespace
+        obj = _addressed(operation, obj)
         metadata = obj["metadata"]
         if metadata.get("resourceVersion"):
             message = "resourceVersion should not be set on objects to be created"
             raise answers.StatusError(500, "", message)
+        if not metadata.get("name") and not metadata.get("generateName"):
+            cause = names.required("metadata.name", "name or generateName is required")
+            raise answers.invalid(kind.kind, "", [cause], group=kind.group)
         for name in _SERVER_OWNED:
             metadata.pop(name, None)
-        obj["metadata"] = self._store.complete_metadata(kind, obj)
-        self._require_namespace(kind, target.namespace, metadata)
-        operation = Operation(verb="CREATE", target=target, dry_run=dry_run)
-        obj = await self._admission.admit(operation, obj, None)
-        if dry_run:
+        self._require_namespace(kind, namespace, metadata.get("name") or "")
+        obj = await self._admission.admit_create(operation, obj)
+        if operation.dry_run:
             return build_record(kind, obj, version=self._store.version)
         return self._store.insert(kind, obj)
 
-    async def update(self, target: Target, obj: Object, *, dry_run: bool = False) -> Record:
+    async def update(self, operation: Operation, obj: Object) -> Record:
         """Admit and store the object's next version; raises StatusError."""
-        kind = target.kind
-        obj = _addressed(kind, obj, target.namespace)
-        if obj["metadata"].get("name", target.name) != target.name:
-            named = obj["metadata"]["name"]
+        target, kind = operation.target, operation.target.kind
+        obj = _addressed(operation, obj)
+        named = obj["metadata"].setdefault("name", target.name)
+        if named != target.name:
             raise answers.bad_request(
                 f"the name of the object ({named}) does not match the name on the URL "
                 f"({target.name})"
             )
-        obj["metadata"]["name"] = target.name
         before = self._store.get_record(kind, target.key)
         if not obj["metadata"].get("resourceVersion") and kind.update_needs_version:
-            cause = answers.FieldError(
-                reason="FieldValueInvalid",
-                field="metadata.resourceVersion",
-                message="Invalid value: 0x0: must be specified for an update",
-            )
+            why = "must be specified for an update"
+            cause = names.invalid_value("metadata.resourceVersion", 0, why)
             raise answers.invalid(kind.kind, target.name, [cause], group=kind.group)
         _check_identity(target, obj, before)
-        return await self._store_next(target, obj, before, dry_run=dry_run)
+        return await self._store_next(operation, obj, before)
 
-    async def patch(self, target: Target, patch: Patch, *, dry_run: bool = False) -> Record:
+    async def patch(self, operation: Operation, patch: Patch) -> Record:
         """Apply the patch to the current version, again if somebody else wrote meanwhile.
 
         Raises StatusError; a resourceVersion or uid that the patch itself names is a precondition.
         """
+        target = operation.target
         for _ in range(_PATCH_ATTEMPTS):
             before = self._store.get_record(target.kind, target.key)
             obj = patch(before.decode())
-            _check_patched(target, obj)
+            _check_patched(operation, obj)
             _check_identity(target, obj, before)
             try:
-                return await self._store_next(target, obj, before, dry_run=dry_run)
+                return await self._store_next(operation, obj, before)
             except answers.StatusError:
                 if self._store.find_record(target.kind, target.key) is before:
                     raise
         raise answers.modified(target.kind.qualified, target.name)
 
-    async def delete(self, target: Target, options: DeleteOptions) -> Record:
+    async def delete(self, operation: Operation, options: DeleteOptions) -> Record:
         """Delete the object, now or when its grace period and finalizers are done.
 
         Returns its state after this request; raises StatusError.
         """
-        kind = target.kind
+        target, kind = operation.target, operation.target.kind
+        before = self._store.get_record(kind, target.key)
+        await self._admission.admit_delete(operation, before.decode())
         before = self._store.get_record(kind, target.key)
         _check_preconditions(target, before, options)
-        operation = Operation(verb="DELETE", target=target, dry_run=options.dry_run)
-        await self._admission.admit(operation, None, before.decode())
-        before = self._store.get_record(kind, target.key)
-        if options.dry_run:
+        if operation.dry_run:
             return before
         if kind is NAMESPACE:
             return self._delete_namespace(before)
@@ -144,16 +142,13 @@ class Registry:
             metadata["generation"] = metadata.get("generation", 0) + 1
         return self._store.replace(kind, obj, before=before)
 
-    async def _store_next(
-        self, target: Target, obj: Object, before: Record, *, dry_run: bool
-    ) -> Record:
-        kind = target.kind
+    async def _store_next(self, operation: Operation, obj: Object, before: Record) -> Record:
+        kind = operation.target.kind
         old = before.decode()
-        merged = _merge_halves(kind, obj, old, is_status=target.subresource == "status")
-        operation = Operation(verb="UPDATE", target=target, dry_run=dry_run)
-        admitted = await self._admission.admit(operation, merged, old)
+        merged = _merge_halves(kind, obj, old, is_status=operation.target.subresource == "status")
+        admitted = await self._admission.admit_update(operation, merged, old)
         _bump_generation(kind, admitted, old)
-        if dry_run:
+        if operation.dry_run:
             return build_record(kind, admitted, version=before.version)
         if _is_finished(admitted, old):
             record = self._store.remove(kind, before)
@@ -161,7 +156,7 @@ class Registry:
             return record
         return self._store.replace(kind, admitted, before=before)
 
-    def _require_namespace(self, kind: Kind, namespace: str, metadata: Object) -> None:
+    def _require_namespace(self, kind: Kind, namespace: str, name: str) -> None:
         if not kind.namespaced:
             return
         record = self._store.get_record(NAMESPACE, ("", namespace))
@@ -170,7 +165,7 @@ class Registry:
                 f"unable to create new content in namespace {namespace} because it is being "
                 f"terminated"
             )
-            raise answers.forbidden(kind.qualified, metadata["name"], why)
+            raise answers.forbidden(kind.qualified, name, why)
 
     def _delete_namespace(self, before: Record) -> Record:
         name = before.key[1]
@@ -193,37 +188,49 @@ class Registry:
             self._store.remove(NAMESPACE, record)
 
 
-def _addressed(kind: Kind, obj: Object, namespace: str) -> Object:
+def _addressed(operation: Operation, obj: Object) -> Object:
     """A copy of the object that says what the URL says; StatusError(400) where they differ."""
+    kind, namespace = operation.target.kind, operation.target.namespace
     named = (obj.get("kind", kind.kind), obj.get("apiVersion", kind.api_version))
     if named != (kind.kind, kind.api_version):
         raise answers.bad_request(
             f"{named[0]} in version {named[1]!r} cannot be handled as a {kind.kind}"
         )
-    metadata = obj.get("metadata")
-    if not isinstance(metadata, dict):
-        raise answers.bad_request("the object has no metadata")
+    _check_fields(operation, obj)
+    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
     if metadata.get("namespace") not in (None, "", namespace):
         raise answers.bad_request(
             f"the namespace of the provided object does not match the namespace sent on the "
             f"request ({metadata['namespace']} instead of {namespace})"
         )
-    metadata = {name: value for name, value in metadata.items() if name != "managedFields"}
     if namespace:
         metadata["namespace"] = namespace
     return {**obj, "kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}
 
 
-def _check_patched(target: Target, obj: Object) -> None:
-    if not isinstance(obj.get("metadata"), dict):
-        raise answers.bad_request("the patch leaves no metadata")
-    kind = target.kind
-    if (obj.get("kind"), obj.get("apiVersion")) != (kind.kind, kind.api_version):
-        raise answers.bad_request("the kind and apiVersion of an object cannot be patched")
-    if obj["metadata"].get("name") != target.name:
-        raise answers.bad_request("the name of an object cannot be patched")
-    if obj["metadata"].get("namespace", "") != target.namespace:
-        raise answers.bad_request("the namespace of an object cannot be patched")
+def _check_patched(operation: Operation, obj: Object) -> None:
+    target, kind = operation.target, operation.target.kind
+    _check_fields(operation, obj)
+    metadata = obj["metadata"]
+    for what, wanted, met in (
+        ("kind", kind.kind, obj.get("kind")),
+        ("apiVersion", kind.api_version, obj.get("apiVersion")),
+        ("name", target.name, metadata.get("name")),
+        ("namespace", target.namespace, metadata.get("namespace", "")),
+    ):
+        if wanted != met:
+            raise answers.bad_request(f"the {what} of an object cannot be patched")
+
+
+def _check_fields(operation: Operation, obj: Object) -> None:
+    kind = operation.target.kind
+    check_shape(kind, obj)
+    if operation.field_validation == "Ignore":
+        return
+    unknown = [f'unknown field "{path}"' for path in unknown_fields(kind, obj)]
+    if unknown and operation.field_validation == "Strict":
+        raise answers.bad_request(f"strict decoding error: {', '.join(unknown)}")
+    operation.warnings.extend(unknown)
 
 
 def _check_identity(target: Target, obj: Object, before: Record) -> None:

@@ -7,7 +7,7 @@ that ends one. Reads the collection's log by position; a client too slow for the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ class Watch:
 
 async def events(
     collection: Collection, watch: Watch, *, version: Callable[[], int]
-) -> AsyncIterator[list[bytes]]:
+) -> AsyncGenerator[list[bytes], None]:
     """The lines of the watch, several at a time, until its time is up or it has lost changes.
 
     ``version`` tells the store's version, which bookmarks carry.
