@@ -1,0 +1,475 @@
+"""The two files that a container shares with the node agent: made, steered and read here.
+
+Mirrors ``hami/shim/src/region.h``, the authority on the format; the rules by which the fields
+change are in ``docs/region.md``. ``control`` is written by this side alone. ``usage`` is writable
+by the container, so all that is read from it is hostile input: it is read with pread, never mapped
+(a truncated mapping would kill this process), and its counts are clamped.
+Knows no pod, no Kubernetes and no NVML.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from hami.errors import CodecError
+
+CONTROL: Final = "control"
+USAGE: Final = "usage"
+MAX_DEVICES: Final = 16
+MAX_SLOTS: Final = 1024
+ANONYMOUS_SLOT: Final = MAX_SLOTS
+UNLIMITED: Final = 2**64 - 1
+VERSION: Final = 1
+CONTROL_MAGIC: Final = int.from_bytes(b"HMCONTRL", "little")
+USAGE_MAGIC: Final = int.from_bytes(b"HMIUSAGE", "little")
+CLAMP_BYTES: Final = 2**50
+"""More than this of one device's memory is believed of no process."""
+
+
+class Policy(IntEnum):
+    """When core limits apply."""
+
+    DEFAULT = 0
+    FORCE = 1
+    DISABLE = 2
+
+
+class CoreMode(IntEnum):
+    """What the core limiter does on a device."""
+
+    OFF = 0
+    LIMIT = 1
+    BLOCK = 2
+
+
+class Flag(IntFlag):
+    """Switches of the control file."""
+
+    NONE = 0
+    FAIL_OPEN = 1
+    """An unusable usage file lifts the limits instead of refusing memory."""
+
+
+class DeviceControl(ctypes.LittleEndianStructure):
+    """struct hami_device_control."""
+
+    _fields_ = (
+        ("uuid", ctypes.c_char * 96),
+        ("memory_limit_bytes", ctypes.c_uint64),
+        ("physical_bytes", ctypes.c_uint64),
+        ("untracked_bytes", ctypes.c_uint64),
+        ("core_limit_permille", ctypes.c_uint32),
+        ("core_mode", ctypes.c_uint32),
+        ("token_rate_ns_per_second", ctypes.c_uint64),
+        ("token_burst_ns", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint8 * 112),
+    )
+
+
+class Control(ctypes.LittleEndianStructure):
+    """struct hami_control: the whole control file."""
+
+    _fields_ = (
+        ("magic", ctypes.c_uint64),
+        ("version", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("generation", ctypes.c_uint64),
+        ("device_count", ctypes.c_uint32),
+        ("priority", ctypes.c_int32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint8 * 24),
+        ("pod_uid", ctypes.c_char * 64),
+        ("pod_namespace", ctypes.c_char * 64),
+        ("pod_name", ctypes.c_char * 256),
+        ("container_name", ctypes.c_char * 64),
+        ("devices", DeviceControl * MAX_DEVICES),
+        ("reserved1", ctypes.c_uint8 * 3584),
+    )
+
+
+class UsageRow(ctypes.LittleEndianStructure):
+    """struct hami_usage_row: one device of one process."""
+
+    _fields_ = (
+        ("used_bytes", ctypes.c_uint64),
+        ("pending_bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 6),
+    )
+
+
+class Slot(ctypes.LittleEndianStructure):
+    """struct hami_slot: one process."""
+
+    _fields_ = (
+        ("owner", ctypes.c_uint64),
+        ("pid", ctypes.c_int32),
+        ("host_pid", ctypes.c_int32),
+        ("start_ticks", ctypes.c_uint64),
+        ("pid_namespace", ctypes.c_uint32),
+        ("state", ctypes.c_uint32),
+        ("last_submit_ns", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 3),
+        ("rows", UsageRow * MAX_DEVICES),
+    )
+
+
+class Bucket(ctypes.LittleEndianStructure):
+    """struct hami_bucket: pacing state of one device."""
+
+    _fields_ = (("arrival_ns", ctypes.c_uint64), ("reserved", ctypes.c_uint64 * 7))
+
+
+class Usage(ctypes.LittleEndianStructure):
+    """struct hami_usage: the whole usage file."""
+
+    _fields_ = (
+        ("magic", ctypes.c_uint64),
+        ("version", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("slot_count", ctypes.c_uint32),
+        ("device_count", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint8 * 40),
+        ("active", ctypes.c_uint64 * (MAX_SLOTS // 64)),
+        ("reserved1", ctypes.c_uint8 * 64),
+        ("buckets", Bucket * MAX_DEVICES),
+        ("reserved2", ctypes.c_uint8 * 768),
+        ("slots", Slot * (MAX_SLOTS + 1)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionDevice:
+    """What a container may use of one device."""
+
+    uuid: str
+    memory_limit_bytes: int | None = None
+    """None: no limit. 0 is a limit like any other."""
+    physical_bytes: int = 0
+    """Memory of the whole device; 0: not known."""
+    core_limit_permille: int = 0
+    """0 or 1000: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose region it is; for readers, the shim does not use it."""
+
+    pod_uid: str = ""
+    pod_namespace: str = ""
+    pod_name: str = ""
+    container_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Device memory of one process, as it says itself."""
+
+    used_bytes: int = 0
+    pending_bytes: int = 0
+    """Asked of the driver at the moment of reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessUse:
+    """One process's slot."""
+
+    slot: int
+    """ANONYMOUS_SLOT: all processes that found no slot of their own, and no pid."""
+    token: int
+    """The owner word, for ``reclaim``."""
+    pid: int
+    """In the pid namespace of the process."""
+    pid_namespace: int
+    """Inode number; 0: not known."""
+    start_ticks: int
+    host_pid: int
+    devices: tuple[MemoryUse, ...]
+    """In the order of the control file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionUse:
+    """One reading of a region."""
+
+    devices: tuple[RegionDevice, ...]
+    processes: tuple[ProcessUse, ...]
+
+    def used_bytes(self, device: int) -> int:
+        """What all processes say they use of the device at that index."""
+        return sum(process.devices[device].used_bytes for process in self.processes)
+
+
+def create(
+    directory: Path,
+    *,
+    devices: Sequence[RegionDevice],
+    owner: Owner | None = None,
+    priority: int = 1,
+    policy: Policy = Policy.DEFAULT,
+    flags: Flag = Flag.NONE,
+    usage_mode: int = 0o666,
+    usage_uid: int = -1,
+) -> None:
+    """Write both files into an existing directory, each at once; replaces what was there.
+
+    Args:
+        directory: Holds ``control`` and ``usage`` afterwards.
+        devices: In the order in which they are reported; at most MAX_DEVICES.
+        owner: Whose region it is.
+        priority: 0 is the highest.
+        policy: When core limits apply.
+        flags: See Flag.
+        usage_mode: Permissions of the usage file: any user of the container writes it.
+        usage_uid: Its owner; -1: this process's user.
+
+    Raises:
+        CodecError: A value does not fit its field.
+        OSError: The files cannot be written; nothing half-written has their names.
+    """
+    control = _new_control(devices, owner or Owner(), priority=priority)
+    control.policy, control.flags = int(policy), int(flags)
+    usage = Usage(magic=USAGE_MAGIC, version=VERSION, size=ctypes.sizeof(Usage))
+    usage.slot_count, usage.device_count = MAX_SLOTS, MAX_DEVICES
+    _write(directory / USAGE, bytes(usage), mode=usage_mode, uid=usage_uid)
+    _write(directory / CONTROL, bytes(control), mode=0o644, uid=-1)
+
+
+def _new_control(devices: Sequence[RegionDevice], owner: Owner, *, priority: int) -> Control:
+    if len(devices) > MAX_DEVICES:
+        raise CodecError(
+            f"control file: expected at most {MAX_DEVICES} devices, met {len(devices)}"
+        )
+    control = Control(
+        magic=CONTROL_MAGIC,
+        version=VERSION,
+        size=ctypes.sizeof(Control),
+        generation=1,
+        device_count=len(devices),
+        priority=_in_range("priority", priority, 0, 2**31 - 1),
+        pod_uid=_text("pod uid", owner.pod_uid, 64),
+        pod_namespace=_text("namespace", owner.pod_namespace, 64),
+        pod_name=_text("pod name", owner.pod_name, 256),
+        container_name=_text("container name", owner.container_name, 64),
+    )
+    for index, device in enumerate(devices):
+        control.devices[index] = DeviceControl(
+            uuid=_text("device uuid", device.uuid, 96),
+            memory_limit_bytes=_limit(device.memory_limit_bytes),
+            physical_bytes=_in_range("physical bytes", device.physical_bytes, 0, 2**63),
+            core_limit_permille=_in_range("core limit", device.core_limit_permille, 0, 1000),
+        )
+    return control
+
+
+def _limit(value: int | None) -> int:
+    return UNLIMITED if value is None else _in_range("memory limit", value, 0, UNLIMITED - 1)
+
+
+def _in_range(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise CodecError(f"control file: {name}: expected {low} to {high}, met {value}")
+    return value
+
+
+def _text(name: str, value: str, size: int) -> bytes:
+    encoded = value.encode()
+    if len(encoded) >= size or b"\0" in encoded:
+        raise CodecError(f"control file: {name}: expected at most {size - 1} bytes, met {value!r}")
+    return encoded
+
+
+def _write(path: Path, content: bytes, *, mode: int, uid: int) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.posix_fallocate(handle, 0, len(content))  # a full disk fails here, not in a mapping
+            file.write(content)
+            os.fchmod(handle, mode)
+            if uid != -1:
+                os.fchown(handle, uid, -1)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class ControlFile:
+    """A control file, open for changes that running processes see at once.
+
+    Every change is one aligned store, and raises the generation afterwards. One writer at a time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open and check it.
+
+        Raises:
+            CodecError: It is not a control file of this version.
+            OSError: It cannot be opened.
+        """
+        path = directory / CONTROL
+        with path.open("r+b") as file:
+            self._control = _decode_control(path, file.read(ctypes.sizeof(Control)))
+            self._map = mmap.mmap(file.fileno(), ctypes.sizeof(Control))
+        self._words = memoryview(self._map).cast("B").cast("Q")
+        self._halves = memoryview(self._map).cast("B").cast("I")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap it. Doing it twice is fine."""
+        self._words.release()
+        self._halves.release()
+        self._map.close()
+
+    @property
+    def generation(self) -> int:
+        """How often it was changed, and one."""
+        return self._words[Control.generation.offset // 8]
+
+    @property
+    def devices(self) -> tuple[RegionDevice, ...]:
+        """Its devices, with the limits of now."""
+        return _devices(_decode_control(Path(CONTROL), bytes(self._map)))
+
+    def set_memory_limit(self, device: int, limit_bytes: int | None) -> None:
+        """Change a device's limit; None lifts it. Below the use of now it only stops growth."""
+        self._store(device, "memory_limit_bytes", _limit(limit_bytes))
+
+    def set_untracked(self, device: int, untracked_bytes: int) -> None:
+        """Say what the container uses beyond what its processes report; the limit includes it."""
+        self._store(device, "untracked_bytes", _in_range("untracked", untracked_bytes, 0, 2**63))
+
+    def set_core_limit(self, device: int, permille: int, *, mode: CoreMode) -> None:
+        """Change a device's share of time; 0 or 1000 per mille is no limit."""
+        self._store(device, "core_limit_permille", _in_range("core limit", permille, 0, 1000))
+        self._store(device, "core_mode", int(mode))
+
+    def set_token_rate(self, device: int, ns_per_second: int, *, burst_ns: int) -> None:
+        """Set the pace of launches: device time granted a second, and how much may be saved up."""
+        self._store(device, "token_rate_ns_per_second", _in_range("rate", ns_per_second, 0, 2**63))
+        self._store(device, "token_burst_ns", _in_range("burst", burst_ns, 0, 2**63))
+
+    def _store(self, device: int, name: str, value: int) -> None:
+        if not 0 <= device < self._control.device_count:
+            count = self._control.device_count
+            raise CodecError(f"control file: expected a device below {count}, met {device}")
+        place = getattr(DeviceControl, name)
+        offset = Control.devices.offset + device * ctypes.sizeof(DeviceControl) + place.offset
+        if place.size == 8:
+            self._words[offset // 8] = value
+        else:
+            self._halves[offset // 4] = value
+        self._words[Control.generation.offset // 8] += 1
+
+
+def read_usage(directory: Path) -> RegionUse:
+    """What the container's processes say they use, now.
+
+    Torn by nothing worse than time: each counter is one load, two of them may be of two moments.
+
+    Raises:
+        CodecError: A file is foreign, of another version or cut short; names expected and met.
+        OSError: A file cannot be read.
+    """
+    path = directory / CONTROL
+    devices = _devices(_decode_control(path, path.read_bytes()))
+    path = directory / USAGE
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        header = os.pread(handle, Usage.slots.offset, 0)
+        _check(path, header, magic=USAGE_MAGIC, size=ctypes.sizeof(Usage))
+        active = Usage.from_buffer_copy(header.ljust(ctypes.sizeof(Usage), b"\0")).active
+        slots = [slot for slot in range(MAX_SLOTS) if active[slot // 64] >> (slot % 64) & 1]
+        processes = [_read_slot(path, handle, slot, devices) for slot in (*slots, ANONYMOUS_SLOT)]
+    finally:
+        os.close(handle)
+    return RegionUse(
+        devices=devices,
+        processes=tuple(
+            process
+            for process in processes
+            if process.token or any(use.used_bytes or use.pending_bytes for use in process.devices)
+        ),
+    )
+
+
+def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDevice]) -> ProcessUse:
+    size = ctypes.sizeof(Slot)
+    content = os.pread(handle, size, Usage.slots.offset + number * size)
+    if len(content) != size:
+        raise CodecError(f"{path}: slot {number}: expected {size} bytes, met {len(content)}")
+    slot = Slot.from_buffer_copy(content)
+    return ProcessUse(
+        slot=number,
+        token=slot.owner,
+        pid=slot.pid,
+        pid_namespace=slot.pid_namespace,
+        start_ticks=slot.start_ticks,
+        host_pid=slot.host_pid,
+        devices=tuple(
+            MemoryUse(
+                used_bytes=min(slot.rows[index].used_bytes, CLAMP_BYTES),
+                pending_bytes=min(slot.rows[index].pending_bytes, CLAMP_BYTES),
+            )
+            for index in range(len(devices))
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    magic: int = field()
+    version: int = field()
+    size: int = field()
+
+
+def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:
+    if len(content) < 16:
+        raise CodecError(f"{path}: expected {size} bytes, met {len(content)}")
+    met = _Header(*(int.from_bytes(content[a:b], "little") for a, b in ((0, 8), (8, 12), (12, 16))))
+    if met.magic != magic:
+        raise CodecError(f"{path}: expected magic {magic:#x}, met {met.magic:#x}")
+    if met.version != VERSION:
+        raise CodecError(f"{path}: expected version {VERSION}, met {met.version}")
+    if met.size != size:
+        raise CodecError(f"{path}: expected size {size}, met {met.size}")
+
+
+def _decode_control(path: Path, content: bytes) -> Control:
+    _check(path, content, magic=CONTROL_MAGIC, size=ctypes.sizeof(Control))
+    if len(content) < ctypes.sizeof(Control):
+        raise CodecError(f"{path}: expected {ctypes.sizeof(Control)} bytes, met {len(content)}")
+    return Control.from_buffer_copy(content)
+
+
+def _devices(control: Control) -> tuple[RegionDevice, ...]:
+    return tuple(
+        RegionDevice(
+            uuid=device.uuid.decode(errors="replace"),
+            memory_limit_bytes=None
+            if device.memory_limit_bytes == UNLIMITED
+            else device.memory_limit_bytes,
+            physical_bytes=device.physical_bytes,
+            core_limit_permille=device.core_limit_permille,
+        )
+        for device in control.devices[: min(control.device_count, MAX_DEVICES)]
+    )

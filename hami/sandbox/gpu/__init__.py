@@ -1,0 +1,1 @@
+"""A simulated NVIDIA driver: libcuda and libnvidia-ml over shared memory."""

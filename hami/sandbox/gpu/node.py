@@ -1,0 +1,288 @@
+"""The state file of one simulated node: made here, then shared by all processes that run on it.
+
+Mirrors ``src/sim_node.h``. A process uses the node by two settings: NODE_ENV names the file, and
+LIBRARY_DIR stands first in LD_LIBRARY_PATH. Faults are injected by changing the file while it is in
+use; a reader or writer here maps it, since only the sandbox's own processes can touch it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hami.errors import SandboxError
+from hami.sandbox.gpu.catalogue import GpuModel
+
+NODE_ENV: Final = "HAMI_SIM_NODE"
+LIBRARY_DIR: Final = Path(__file__).parent / "lib"
+PROBE: Final = LIBRARY_DIR / "gpu-probe"
+
+MAX_GPUS: Final = 16
+MAX_PROCESSES: Final = 4096
+MAGIC: Final = int.from_bytes(b"HIMGSU01", "little")
+VERSION: Final = 1
+DRIVER_VERSION: Final = "570.133.20"
+CUDA_VERSION: Final = 12080
+
+_EVENTS: Final = 64
+_XID_EVENT: Final = 8
+_GPUS_PER_NUMA_NODE: Final = 4
+_BUS_STEP: Final = 0x0F
+
+
+class _Gpu(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("name", ctypes.c_char * 96),
+        ("uuid", ctypes.c_char * 48),
+        ("bus_id", ctypes.c_char * 16),
+        ("pci_domain", ctypes.c_uint32),
+        ("pci_bus", ctypes.c_uint32),
+        ("pci_device", ctypes.c_uint32),
+        ("pci_device_id", ctypes.c_uint32),
+        ("pci_subsystem_id", ctypes.c_uint32),
+        ("numa_node", ctypes.c_int32),
+        ("capability_major", ctypes.c_uint32),
+        ("capability_minor", ctypes.c_uint32),
+        ("multiprocessors", ctypes.c_uint32),
+        ("threads_per_multiprocessor", ctypes.c_uint32),
+        ("architecture", ctypes.c_uint32),
+        ("lost", ctypes.c_uint32),
+        ("memory_bytes", ctypes.c_uint64),
+        ("reserved_bytes", ctypes.c_uint64),
+        ("used_bytes", ctypes.c_uint64),
+        ("peak_bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint8 * 272),
+    )
+
+
+class _Row(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("bytes", ctypes.c_uint64),
+        ("until_ns", ctypes.c_uint64),
+        ("busy_ns", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64),
+    )
+
+
+class _Process(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("token", ctypes.c_uint64),
+        ("pid", ctypes.c_int32),
+        ("reserved", ctypes.c_uint32),
+        ("rows", _Row * MAX_GPUS),
+    )
+
+
+class _Event(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("sequence", ctypes.c_uint64),
+        ("gpu", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("type", ctypes.c_uint64),
+        ("data", ctypes.c_uint64),
+    )
+
+
+class _Node(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("magic", ctypes.c_uint64),
+        ("version", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("gpu_count", ctypes.c_uint32),
+        ("cuda_version", ctypes.c_uint32),
+        ("node_name", ctypes.c_char * 64),
+        ("driver_version", ctypes.c_char * 32),
+        ("context_bytes", ctypes.c_uint64),
+        ("lock", ctypes.c_uint64),
+        ("process_high", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint32),
+        ("last_event", ctypes.c_uint64),
+        ("reserved1", ctypes.c_uint8 * 104),
+        ("gpus", _Gpu * MAX_GPUS),
+        ("events", _Event * _EVENTS),
+        ("processes", _Process * MAX_PROCESSES),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """Memory of one simulated GPU, as its driver counts it."""
+
+    used_bytes: int
+    peak_bytes: int
+    """The most that living processes ever held at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess:
+    """One process on one simulated GPU."""
+
+    pid: int
+    used_bytes: int
+    busy_ns: int
+    """Device time of all kernels that it ever queued."""
+
+
+def gpu_uuid(node_name: str, index: int) -> str:
+    """The UUID of a node's GPU: always the same for the same name and index."""
+    digest = hashlib.sha256(f"{node_name}/{index}".encode()).digest()
+    return f"GPU-{uuid.UUID(bytes=digest[:16], version=4)}"
+
+
+def create_node_state(
+    path: Path,
+    gpus: Sequence[GpuModel],
+    *,
+    node_name: str,
+    driver_version: str = DRIVER_VERSION,
+    cuda_version: int = CUDA_VERSION,
+    context_bytes: int = 0,
+) -> tuple[str, ...]:
+    """Write the state of a node at rest; replaces an older one. The UUIDs, in order.
+
+    Args:
+        path: The file.
+        gpus: The node's GPUs; four share a NUMA node.
+        node_name: Names the node, and through it its UUIDs.
+        driver_version: What the driver says it is.
+        cuda_version: 12080 is CUDA 12.8.
+        context_bytes: Device memory that every CUDA context takes.
+
+    Raises:
+        SandboxError: There are too many GPUs, or the file cannot be written.
+    """
+    if len(gpus) > MAX_GPUS:
+        raise SandboxError(f"node {node_name}: expected at most {MAX_GPUS} GPUs, met {len(gpus)}")
+    node = _Node(
+        magic=MAGIC,
+        version=VERSION,
+        size=ctypes.sizeof(_Node),
+        gpu_count=len(gpus),
+        cuda_version=cuda_version,
+        node_name=node_name.encode()[:63],
+        driver_version=driver_version.encode()[:31],
+        context_bytes=context_bytes,
+    )
+    for index, model in enumerate(gpus):
+        node.gpus[index] = _gpu(model, index, node_name=node_name)
+    try:
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(bytes(node))
+        temporary.chmod(0o666)
+        temporary.replace(path)
+    except OSError as error:
+        raise SandboxError(f"node {node_name}: writing {path}: {error}") from error
+    return tuple(gpu_uuid(node_name, index) for index in range(len(gpus)))
+
+
+def _gpu(model: GpuModel, index: int, *, node_name: str) -> _Gpu:
+    bus = _BUS_STEP * (index + 1)
+    return _Gpu(
+        name=model.product.encode(),
+        uuid=gpu_uuid(node_name, index).encode(),
+        bus_id=f"0000:{bus:02X}:00.0".encode(),
+        pci_domain=0,
+        pci_bus=bus,
+        pci_device=0,
+        pci_device_id=model.pci_device_id,
+        pci_subsystem_id=model.pci_device_id,
+        numa_node=index // _GPUS_PER_NUMA_NODE,
+        capability_major=model.compute_capability[0],
+        capability_minor=model.compute_capability[1],
+        multiprocessors=model.sm_count,
+        threads_per_multiprocessor=model.threads_per_sm,
+        architecture=int(model.architecture),
+        memory_bytes=model.memory_bytes,
+        reserved_bytes=model.reserved_bytes,
+    )
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[_Node]:
+    try:
+        with path.open("r+b") as file:
+            memory = mmap.mmap(file.fileno(), ctypes.sizeof(_Node))
+    except (OSError, ValueError) as error:
+        raise SandboxError(f"node state {path}: {error}") from error
+    node = _Node.from_buffer(memory)  # unmapped with the last reference to it
+    if (node.magic, node.version) != (MAGIC, VERSION):
+        raise SandboxError(f"node state {path}: expected version {VERSION}, met {node.version}")
+    yield node
+
+
+def _checked(node: _Node, gpu: int) -> int:
+    if not 0 <= gpu < node.gpu_count:
+        raise SandboxError(f"GPU: expected an index below {node.gpu_count}, met {gpu}")
+    return gpu
+
+
+def set_gpu_lost(path: Path, gpu: int, *, lost: bool = True) -> None:
+    """Let a GPU fall off the bus, or bring it back.
+
+    Raises:
+        SandboxError: There is no such node or GPU.
+    """
+    with _mapped(path) as node:
+        node.gpus[_checked(node, gpu)].lost = int(lost)
+
+
+def inject_xid(path: Path, gpu: int, *, xid: int) -> None:
+    """Report an XID error on a GPU to everyone who waits for its events.
+
+    Raises:
+        SandboxError: There is no such node or GPU.
+    """
+    inject_event(path, gpu, kind=_XID_EVENT, data=xid)
+
+
+def inject_event(path: Path, gpu: int, *, kind: int, data: int = 0) -> None:
+    """Report an event of NVML's type ``kind`` on a GPU. One injector at a time.
+
+    Raises:
+        SandboxError: There is no such node or GPU.
+    """
+    with _mapped(path) as node:
+        sequence = node.last_event + 1
+        node.events[sequence % _EVENTS] = _Event(
+            sequence=sequence, gpu=_checked(node, gpu), type=kind, data=data
+        )
+        node.last_event = sequence
+
+
+def read_use(path: Path) -> tuple[GpuUse, ...]:
+    """Memory of each GPU. What dead processes held counts until the driver is next asked.
+
+    Raises:
+        SandboxError: There is no such node.
+    """
+    with _mapped(path) as node:
+        return tuple(
+            GpuUse(used_bytes=gpu.used_bytes, peak_bytes=gpu.peak_bytes)
+            for gpu in node.gpus[: node.gpu_count]
+        )
+
+
+def read_processes(path: Path, gpu: int) -> tuple[GpuProcess, ...]:
+    """Who uses a GPU, the dead included until the driver is next asked.
+
+    Raises:
+        SandboxError: There is no such node or GPU.
+    """
+    with _mapped(path) as node:
+        row = _checked(node, gpu)
+        return tuple(
+            GpuProcess(
+                pid=process.pid,
+                used_bytes=process.rows[row].bytes,
+                busy_ns=process.rows[row].busy_ns,
+            )
+            for process in node.processes[: node.process_high]
+            if process.token
+        )

@@ -1,0 +1,68 @@
+/* sim_cuda.h: the types of the CUDA driver API that the simulated driver speaks, and its own state. */
+#ifndef SIM_CUDA_H
+#define SIM_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "sim_node.h"
+
+#define SIM_EXPORT __attribute__((visibility("default")))
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef uint64_t CUdeviceptr;
+typedef struct sim_context *CUcontext;
+typedef struct sim_stream *CUstream;
+typedef struct sim_cuda_event *CUevent;
+typedef struct sim_module *CUmodule;
+typedef struct sim_function *CUfunction;
+typedef struct {
+    char bytes[16];
+} CUuuid;
+
+enum {
+    CUDA_SUCCESS = 0,
+    CUDA_ERROR_INVALID_VALUE = 1,
+    CUDA_ERROR_OUT_OF_MEMORY = 2,
+    CUDA_ERROR_NOT_INITIALIZED = 3,
+    CUDA_ERROR_NO_DEVICE = 100,
+    CUDA_ERROR_INVALID_DEVICE = 101,
+    CUDA_ERROR_INVALID_IMAGE = 200,
+    CUDA_ERROR_INVALID_CONTEXT = 201,
+    CUDA_ERROR_FILE_NOT_FOUND = 301,
+    CUDA_ERROR_INVALID_HANDLE = 400,
+    CUDA_ERROR_NOT_FOUND = 500,
+    CUDA_ERROR_NOT_READY = 600,
+    CUDA_ERROR_CONTEXT_IS_DESTROYED = 709,
+    CUDA_ERROR_LAUNCH_FAILED = 719,
+    CUDA_ERROR_NOT_SUPPORTED = 801,
+};
+
+struct sim_context {
+    unsigned gpu; /* index on the node */
+    CUdevice ordinal;
+    int references; /* of a primary context; 1 for others */
+};
+
+/* Declared for each other, and for the table of cuGetProcAddress. */
+#define SIM_FUNCTION(symbol, version, flags, name, parameters) SIM_EXPORT CUresult name parameters;
+#include "sim_driver.def"
+
+/* The GPU behind an ordinal, or -1. */
+int sim_gpu_of(CUdevice ordinal);
+
+/* CUDA_SUCCESS if cuInit was called in this process and the device is still there. */
+CUresult sim_check_gpu(unsigned gpu);
+
+/* The calling thread's context. CUDA_SUCCESS only if it can be used. */
+CUresult sim_current(CUcontext *context);
+
+/* After fork, in the child: no context, no memory. */
+void sim_context_after_fork(void);
+void sim_memory_after_fork(void);
+
+/* Free all memory of a context that is being destroyed. */
+void sim_free_context_memory(CUcontext context);
+
+#endif

@@ -1,0 +1,41 @@
+/* attach.h: one process's hold on the region: the mappings, its slot, and its share of housekeeping.
+ *
+ *     struct hami_region region;
+ *     if (hami_region_attach(&region) == HAMI_ENFORCING)
+ *         ... hami_limits_charge(&region, device, bytes) ...
+ */
+#ifndef HAMI_ATTACH_H
+#define HAMI_ATTACH_H
+
+#include "process.h"
+#include "region.h"
+
+struct hami_region {
+    const struct hami_control *control; /* mapped read-only */
+    struct hami_usage *usage;           /* mapped shared */
+    int slot;                           /* index of our slot; HAMI_ANONYMOUS_SLOT where none was free */
+    struct hami_process self;
+};
+
+enum hami_attachment {
+    HAMI_INERT = 1, /* nothing asks for limits: stand aside */
+    HAMI_REFUSING,  /* limits are asked for but cannot be known or kept: grant no memory */
+    HAMI_ENFORCING,
+};
+
+/* Find the files, map them and claim a slot. Prints one line where they are unusable. */
+enum hami_attachment hami_region_attach(struct hami_region *region);
+
+/* Drop the mappings. The slot stays as it is: memory may still be held (docs/region.md). */
+void hami_region_detach(struct hami_region *region);
+
+/* Devices listed in control, clamped to HAMI_DEVICES. */
+unsigned hami_region_device_count(const struct hami_region *region);
+
+/* Claim a slot for region->self and set region->slot. Reclaims what dead processes left. */
+void hami_slot_claim(struct hami_region *region);
+
+/* Take over and empty the slots of dead processes that hold charges. Returns how many. */
+int hami_slots_reclaim(struct hami_region *region);
+
+#endif

@@ -1,0 +1,115 @@
+/* elf.c: a symbol look-up over dl_iterate_phdr, through each object's GNU hash table. */
+#define _GNU_SOURCE
+#include "elf.h"
+
+#include <elf.h>
+#include <link.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#define HIDDEN_VERSION 0x8000
+
+struct object {
+    uintptr_t base;
+    const ElfW(Sym) *symbols;
+    const char *strings;
+    const uint32_t *gnu_hash;
+    const ElfW(Half) *versions;
+};
+
+struct search {
+    const char *name;
+    uintptr_t address;
+    bool passed; /* the object that contains the address */
+    void *found;
+};
+
+/* glibc relocates the dynamic section's pointers in place, except in the vDSO and on a few machines. */
+static const void *pointer_in(uintptr_t base, ElfW(Addr) value)
+{
+    return (const void *)(value < base ? base + value : value);
+}
+
+static void read_dynamic(struct object *object, const ElfW(Dyn) *dynamic)
+{
+    for (; dynamic->d_tag != DT_NULL; dynamic++) {
+        const void *target = pointer_in(object->base, dynamic->d_un.d_ptr);
+        if (dynamic->d_tag == DT_SYMTAB)
+            object->symbols = target;
+        else if (dynamic->d_tag == DT_STRTAB)
+            object->strings = target;
+        else if (dynamic->d_tag == DT_GNU_HASH)
+            object->gnu_hash = target;
+        else if (dynamic->d_tag == DT_VERSYM)
+            object->versions = target;
+    }
+}
+
+static uint32_t hash_of(const char *name)
+{
+    uint32_t hash = 5381;
+    for (; *name != '\0'; name++)
+        hash = hash * 33 + (unsigned char)*name;
+    return hash;
+}
+
+static bool is_definition(const struct object *object, uint32_t index, const char *name)
+{
+    const ElfW(Sym) *symbol = &object->symbols[index];
+    if (symbol->st_shndx == SHN_UNDEF || ELF64_ST_TYPE(symbol->st_info) != STT_FUNC)
+        return false;
+    if (object->versions != NULL && (object->versions[index] & HIDDEN_VERSION) != 0)
+        return false;
+    return strcmp(object->strings + symbol->st_name, name) == 0;
+}
+
+static void *find_in(const struct object *object, const char *name)
+{
+    const uint32_t hash = hash_of(name);
+    const uint32_t bucket_count = object->gnu_hash[0];
+    const uint32_t first_hashed = object->gnu_hash[1];
+    const uint32_t bloom_words = object->gnu_hash[2];
+    const uint32_t *buckets =
+        object->gnu_hash + 4 + (size_t)bloom_words * (sizeof(ElfW(Addr)) / sizeof(uint32_t));
+    const uint32_t *chains = buckets + bucket_count;
+    uint32_t index = bucket_count != 0 ? buckets[hash % bucket_count] : 0;
+    for (; index >= first_hashed && index != 0; index++) {
+        const uint32_t link = chains[index - first_hashed];
+        if ((link | 1) == (hash | 1) && is_definition(object, index, name))
+            return (void *)(object->base + object->symbols[index].st_value);
+        if ((link & 1) != 0)
+            break;
+    }
+    return NULL;
+}
+
+static int visit(struct dl_phdr_info *info, size_t size, void *argument)
+{
+    struct search *search = argument;
+    struct object object = {.base = info->dlpi_addr};
+    bool contains = false;
+    (void)size;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        const uintptr_t start = object.base + header->p_vaddr;
+        if (header->p_type == PT_LOAD && search->address - start < header->p_memsz)
+            contains = true;
+        if (header->p_type == PT_DYNAMIC)
+            read_dynamic(&object, (const ElfW(Dyn) *)start);
+    }
+    if (contains || !search->passed) {
+        search->passed |= contains;
+        return 0;
+    }
+    if (object.symbols != NULL && object.strings != NULL && object.gnu_hash != NULL)
+        search->found = find_in(&object, search->name);
+    return search->found != NULL;
+}
+
+void *hami_elf_next(const char *name, const void *address)
+{
+    struct search search = {.name = name, .address = (uintptr_t)address, .passed = address == NULL};
+    dl_iterate_phdr(visit, &search);
+    return search.found;
+}

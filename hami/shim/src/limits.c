@@ -1,0 +1,228 @@
+/* limits.c: announce, sum, decide. No lock: a process may be killed between any two lines.
+ *
+ * Every atomic here is sequentially consistent: of two processes that announce and then sum, at
+ * least one must see the other. A reader takes pending before used, and a writer raises used before
+ * it lowers pending: bytes on their way from one to the other are seen once or twice, never missed.
+ */
+#define _GNU_SOURCE
+#include "limits.h"
+
+#include <errno.h>
+#include <time.h>
+
+#define CONTENTION_NS UINT64_C(2000000000) /* longest wait on others' announcements */
+#define RECLAIM_NS UINT64_C(50000000)      /* least time between two looks for the dead */
+#define BACKOFF_MIN_NS UINT64_C(10000)
+#define BACKOFF_MAX_NS UINT64_C(1000000)
+#define STABLE_TRIES 64
+
+struct tally {
+    uint64_t used;    /* committed, and untracked */
+    uint64_t pending; /* announced, our own among it */
+    uint64_t digest;  /* of every counter seen: two equal ones in a row make a snapshot */
+    int first;        /* lowest slot that announces anything */
+};
+
+static _Atomic uint64_t last_reclaim_ns;
+static _Atomic int turn; /* one thread of this process at a time may insist; see contend() */
+
+static uint64_t now_ns(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+static struct hami_usage_row *row_of(struct hami_region *region, unsigned device)
+{
+    return &region->usage->slots[region->slot].rows[device];
+}
+
+/* The usage file is writable by all of the container: sums saturate rather than wrap. */
+static uint64_t add(uint64_t left, uint64_t right)
+{
+    return left + right < left ? UINT64_MAX : left + right;
+}
+
+static void add_row(struct tally *tally, const struct hami_usage *usage, int slot, unsigned device)
+{
+    const struct hami_usage_row *row = &usage->slots[slot].rows[device];
+    const uint64_t pending = atomic_load(&row->pending_bytes); /* before used: see above */
+    const uint64_t used = atomic_load(&row->used_bytes);
+    if (pending != 0 && tally->first > slot)
+        tally->first = slot;
+    tally->pending = add(tally->pending, pending);
+    tally->used = add(tally->used, used);
+    tally->digest = (tally->digest * 31 + pending) * 31 + used;
+}
+
+static struct tally take_tally(const struct hami_region *region, unsigned device)
+{
+    const struct hami_usage *usage = region->usage;
+    struct tally tally = {
+        .used = atomic_load(&region->control->devices[device].untracked_bytes),
+        .first = HAMI_ANONYMOUS_SLOT,
+    };
+    for (int word = 0; word < HAMI_SLOTS / 64; word++)
+        for (uint64_t bits = atomic_load(&usage->active[word]); bits != 0; bits &= bits - 1)
+            add_row(&tally, usage, word * 64 + __builtin_ctzll(bits), device);
+    add_row(&tally, usage, HAMI_ANONYMOUS_SLOT, device);
+    return tally;
+}
+
+/* A sum taken while others move may mix two moments. Refusal needs one that is true of a moment. */
+static bool take_stable_tally(const struct hami_region *region, unsigned device, struct tally *tally)
+{
+    *tally = take_tally(region, device);
+    for (int tries = 0; tries < STABLE_TRIES; tries++) {
+        const uint64_t digest = tally->digest;
+        *tally = take_tally(region, device);
+        if (tally->digest == digest)
+            return true;
+    }
+    return false;
+}
+
+static int reclaim_now_and_then(struct hami_region *region)
+{
+    const uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
+    uint64_t last = atomic_load(&last_reclaim_ns);
+    if (now - last < RECLAIM_NS || !atomic_compare_exchange_strong(&last_reclaim_ns, &last, now))
+        return 0;
+    return hami_slots_reclaim(region);
+}
+
+static void pause_with_jitter(unsigned round)
+{
+    uint64_t span = BACKOFF_MIN_NS << (round < 7 ? round : 7);
+    if (span > BACKOFF_MAX_NS)
+        span = BACKOFF_MAX_NS;
+    const uint64_t now = now_ns(CLOCK_MONOTONIC);
+    const uint64_t jitter = (now * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
+    nanosleep(&(struct timespec){.tv_nsec = (long)(span / 2 + jitter % span)}, NULL);
+}
+
+static void announce(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    atomic_fetch_add(&row_of(region, device)->pending_bytes, bytes);
+}
+
+static bool fits(const struct tally *tally, uint64_t extra, uint64_t limit)
+{
+    return add(add(tally->used, tally->pending), extra) <= limit;
+}
+
+enum verdict { FITS, TOO_MUCH, CONTENDED };
+
+/* Judge announced bytes: `pending` holds them. Looks for dead owners before it says TOO_MUCH. */
+static enum verdict judge(struct hami_region *region, unsigned device, uint64_t bytes,
+                          struct tally *tally)
+{
+    const uint64_t limit = hami_limits_memory(region, device);
+    for (bool reclaimed = false;; reclaimed = true) {
+        const bool stable = take_stable_tally(region, device, tally);
+        if (fits(tally, 0, limit))
+            return FITS;
+        if (!stable || add(tally->used, bytes) <= limit)
+            return CONTENDED;
+        if (reclaimed || hami_slots_reclaim(region) == 0)
+            return TOO_MUCH;
+    }
+}
+
+/* Wait, without announcing, until the bytes would fit, the used memory alone forbids it, or time
+ * is up. */
+static void wait_for_room(struct hami_region *region, unsigned device, uint64_t bytes,
+                          uint64_t deadline_ns)
+{
+    const uint64_t limit = hami_limits_memory(region, device);
+    for (unsigned round = 0; now_ns(CLOCK_MONOTONIC) < deadline_ns; round++) {
+        pause_with_jitter(round);
+        reclaim_now_and_then(region);
+        const struct tally tally = take_tally(region, device);
+        if (fits(&tally, bytes, limit) || add(tally.used, bytes) > limit)
+            return;
+    }
+}
+
+/* The bytes would fit but for what others announce. If all backed out and came again, all might
+ * fail for ever: so the lowest announcing slot, and in it the thread whose turn it is, insists; the
+ * others back out and wait. The anonymous slot has many owners and never insists. */
+static int contend(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    const uint64_t deadline_ns = now_ns(CLOCK_MONOTONIC) + CONTENTION_NS;
+    bool my_turn = false;
+    int result = -ENOMEM;
+    for (unsigned round = 0;; round++) {
+        struct tally tally;
+        const enum verdict verdict = judge(region, device, bytes, &tally);
+        if (verdict == FITS)
+            result = 0;
+        if (verdict != CONTENDED)
+            break;
+        if (now_ns(CLOCK_MONOTONIC) >= deadline_ns)
+            break;
+        if (!my_turn && region->slot != HAMI_ANONYMOUS_SLOT)
+            my_turn = atomic_compare_exchange_strong(&turn, &(int){0}, 1);
+        if (my_turn && tally.first >= region->slot) {
+            pause_with_jitter(0);
+            reclaim_now_and_then(region);
+            continue;
+        }
+        hami_limits_withdraw(region, device, bytes);
+        wait_for_room(region, device, bytes, deadline_ns);
+        announce(region, device, bytes);
+    }
+    if (my_turn)
+        atomic_store(&turn, 0);
+    if (result != 0)
+        hami_limits_withdraw(region, device, bytes);
+    return result;
+}
+
+int hami_limits_charge(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    const uint64_t limit = hami_limits_memory(region, device);
+    if (bytes > limit)
+        return -ENOMEM; /* also keeps absurd sizes out of everyone's sums */
+    announce(region, device, bytes);
+    const struct tally tally = take_tally(region, device);
+    if (__builtin_expect(fits(&tally, 0, limit), 1))
+        return 0;
+    return contend(region, device, bytes);
+}
+
+void hami_limits_commit(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    atomic_fetch_add(&row_of(region, device)->used_bytes, bytes); /* first: see above */
+    atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
+}
+
+void hami_limits_withdraw(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
+}
+
+void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    atomic_fetch_sub(&row_of(region, device)->used_bytes, bytes);
+}
+
+uint64_t hami_limits_memory(const struct hami_region *region, unsigned device)
+{
+    return atomic_load_explicit(&region->control->devices[device].memory_limit_bytes,
+                                memory_order_relaxed);
+}
+
+uint64_t hami_limits_used(struct hami_region *region, unsigned device)
+{
+    struct tally tally;
+    reclaim_now_and_then(region);
+    take_stable_tally(region, device, &tally);
+    return tally.used;
+}
+
+void hami_limits_after_fork(void)
+{
+    atomic_store(&turn, 0);
+}

@@ -1,0 +1,179 @@
+/* memory.c: allocation and free. Charge, call the driver, commit or withdraw.
+ *
+ * The driver is the authority: it is always asked, and its code is what the program gets. Only
+ * memory that does not fit is refused before, with the driver's own code for it.
+ */
+#include <errno.h>
+
+#include "hooks.h"
+#include "limits.h"
+#include "pointers.h"
+#include "shim.h"
+
+#define PITCH_ALIGNMENT 512 /* what drivers round a row up to; a coarser one is charged afterwards */
+
+struct charge {
+    int device; /* region index; HAMI_UNLISTED: nothing is charged */
+    uint64_t bytes;
+    CUcontext context;
+};
+
+/* Announce `bytes` on the current context's device. Not CUDA_SUCCESS: give that to the program. */
+static CUresult begin(struct charge *charge, uint64_t bytes)
+{
+    const enum hami_attachment attachment = hami_start();
+    CUdevice ordinal = 0;
+    *charge = (struct charge){.device = HAMI_UNLISTED, .bytes = bytes};
+    if (attachment == HAMI_INERT)
+        return CUDA_SUCCESS;
+    const CUresult result = HAMI_CUDA(cuCtxGetDevice, &ordinal);
+    if (result != CUDA_SUCCESS)
+        return result; /* no current context: the driver would refuse in the same words */
+    if (attachment == HAMI_REFUSING)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    HAMI_CUDA(cuCtxGetCurrent, &charge->context);
+    const int device = hami_device_of_ordinal(ordinal);
+    if (device == HAMI_UNLISTED || hami_limits_charge(hami_region(), (unsigned)device, bytes) != 0)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    charge->device = device;
+    return CUDA_SUCCESS;
+}
+
+/* Settle the charge by what the driver did; `bytes` were really allocated at `address`. Returns what
+ * the program gets: not always CUDA_SUCCESS, and then the memory must be freed again. */
+static CUresult end(const struct charge *charge, CUresult result, CUdeviceptr address, uint64_t bytes)
+{
+    struct hami_pointer stale;
+    if (charge->device == HAMI_UNLISTED)
+        return result;
+    struct hami_region *region = hami_region();
+    const unsigned device = (unsigned)charge->device;
+    const uint64_t more = bytes > charge->bytes ? bytes - charge->bytes : 0;
+    const struct hami_pointer pointer = {address, bytes, device, charge->context};
+    if (result != CUDA_SUCCESS) {
+        hami_limits_withdraw(region, device, charge->bytes);
+        return result;
+    }
+    if (more != 0 && hami_limits_charge(region, device, more) != 0) {
+        hami_limits_withdraw(region, device, charge->bytes);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!hami_pointers_put(&pointer, &stale)) {
+        hami_limits_withdraw(region, device, charge->bytes + more);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    hami_limits_commit(region, device, bytes);
+    hami_limits_withdraw(region, device, charge->bytes + more - bytes);
+    if (stale.address != 0) /* the driver gives the address anew, so its old memory is gone */
+        hami_limits_discharge(region, stale.device, stale.bytes);
+    return CUDA_SUCCESS;
+}
+
+static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr address,
+                       uint64_t bytes)
+{
+    const CUresult settled = end(charge, result, address, bytes);
+    if (result == CUDA_SUCCESS && settled != CUDA_SUCCESS)
+        HAMI_CUDA(cuMemFree_v2, address);
+    return settled;
+}
+
+static uint64_t pitched_bytes(uint64_t width, uint64_t height)
+{
+    uint64_t bytes;
+    if (width > UINT64_MAX - PITCH_ALIGNMENT ||
+        __builtin_mul_overflow((width + PITCH_ALIGNMENT - 1) / PITCH_ALIGNMENT * PITCH_ALIGNMENT,
+                               height, &bytes))
+        return UINT64_MAX;
+    return bytes;
+}
+
+/* A pointer's entry is out of the table while the driver frees it: see pointers.h. */
+struct release {
+    bool known;
+    struct hami_pointer pointer;
+};
+
+static struct release begin_free(CUdeviceptr address)
+{
+    struct release release = {.known = false};
+    if (address != 0 && hami_start() == HAMI_ENFORCING)
+        release.known = hami_pointers_take(address, &release.pointer);
+    return release;
+}
+
+static CUresult finish_free(const struct release *release, CUresult result)
+{
+    struct hami_pointer stale;
+    if (release->known && result == CUDA_SUCCESS)
+        hami_limits_discharge(hami_region(), release->pointer.device, release->pointer.bytes);
+    else if (release->known)
+        hami_pointers_put(&release->pointer, &stale);
+    return result;
+}
+
+HAMI_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
+{
+    struct charge charge;
+    CUresult result = begin(&charge, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = HAMI_CUDA(cuMemAlloc_v2, address, bytes);
+    return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0, bytes);
+}
+
+HAMI_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *address, unsigned int bytes)
+{
+    struct charge charge;
+    CUresult result = begin(&charge, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = HAMI_CUDA(cuMemAlloc, address, bytes);
+    return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0, bytes);
+}
+
+HAMI_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned int flags)
+{
+    struct charge charge;
+    CUresult result = begin(&charge, bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = HAMI_CUDA(cuMemAllocManaged, address, bytes, flags);
+    return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0, bytes);
+}
+
+HAMI_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width,
+                                        size_t height, unsigned int element)
+{
+    struct charge charge;
+    CUresult result = begin(&charge, pitched_bytes(width, height));
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = HAMI_CUDA(cuMemAllocPitch_v2, address, pitch, width, height, element);
+    return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0,
+                  result == CUDA_SUCCESS ? (uint64_t)*pitch * height : 0);
+}
+
+HAMI_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *address, unsigned int *pitch, unsigned int width,
+                                     unsigned int height, unsigned int element)
+{
+    struct charge charge;
+    CUresult result = begin(&charge, pitched_bytes(width, height));
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = HAMI_CUDA(cuMemAllocPitch, address, pitch, width, height, element);
+    return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0,
+                  result == CUDA_SUCCESS ? (uint64_t)*pitch * height : 0);
+}
+
+HAMI_EXPORT CUresult cuMemFree_v2(CUdeviceptr address)
+{
+    const struct release release = begin_free(address);
+    return finish_free(&release, HAMI_CUDA(cuMemFree_v2, address));
+}
+
+HAMI_EXPORT CUresult cuMemFree(CUdeviceptr_v1 address)
+{
+    const struct release release = begin_free(address);
+    return finish_free(&release, HAMI_CUDA(cuMemFree, address));
+}

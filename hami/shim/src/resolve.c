@@ -1,0 +1,188 @@
+/* resolve.c: the table of hooks, the driver's own functions, and what dlsym answers.
+ *
+ * Rule: a hook is offered only in the place of the driver's own function. The real look-up runs
+ * first, with the caller's handle; only if it yields the driver's address (or our exported hook
+ * while the driver has the function) the hook is the answer. Nothing here starts the shim.
+ */
+#define _GNU_SOURCE
+#include "resolve.h"
+
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "elf.h"
+#include "hooks.h"
+
+struct row {
+    const char *name;
+    enum hami_library library;
+    void *hook;         /* NULL: only called by us */
+    const char *symbol; /* for cuGetProcAddress */
+    int version;
+};
+
+static const struct row rows[HAMI_ROWS] = {
+#define HAMI_HOOK(library, name, symbol, version, parameters)                                      \
+    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, (void *)name, symbol, version},
+#define HAMI_CALL(library, name, parameters)                                                       \
+    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, NULL, "", 0},
+#include "hooks.def"
+};
+
+static const char *const library_names[HAMI_LIBRARIES] = {"libcuda.so.1", "libnvidia-ml.so.1"};
+
+static void *_Atomic real_functions[HAMI_ROWS];
+static void *_Atomic libraries[HAMI_LIBRARIES];
+static void *_Atomic by_address[2][HAMI_HOOKS]; /* as cuGetProcAddress gives them: flags 0, flags 2 */
+static _Atomic bool by_address_known;
+
+typedef void *dlsym_type(void *handle, const char *name);
+typedef void *dlvsym_type(void *handle, const char *name, const char *version);
+
+/* The next definition after ours: libc's, or that of another interposer, which must not be skipped. */
+static void *next_function(void *_Atomic *cached, const char *name)
+{
+    void *function = atomic_load_explicit(cached, memory_order_acquire);
+    if (function == NULL) {
+        function = hami_elf_next(name, (const void *)rows);
+        if (function == NULL) /* we were not preloaded: libc came before us */
+            function = hami_elf_next(name, NULL);
+        atomic_store_explicit(cached, function, memory_order_release);
+    }
+    return function;
+}
+
+static dlsym_type *real_dlsym(void)
+{
+    static void *_Atomic cached;
+    return (dlsym_type *)next_function(&cached, "dlsym");
+}
+
+static dlvsym_type *real_dlvsym(void)
+{
+    static void *_Atomic cached;
+    return (dlvsym_type *)next_function(&cached, "dlvsym");
+}
+
+/* A handle of the driver's library if the program has loaded it. RTLD_NODELETE: we keep addresses. */
+static void *loaded_library(enum hami_library library, int flags)
+{
+    void *handle = atomic_load_explicit(&libraries[library], memory_order_acquire);
+    if (handle == NULL) {
+        handle = dlopen(library_names[library], RTLD_LAZY | RTLD_NODELETE | flags);
+        atomic_store_explicit(&libraries[library], handle, memory_order_release);
+    }
+    return handle;
+}
+
+static void *find_real(enum hami_row row, int flags)
+{
+    void *function = atomic_load_explicit(&real_functions[row], memory_order_acquire);
+    if (function != NULL)
+        return function;
+    void *handle = loaded_library(rows[row].library, flags);
+    if (handle != NULL)
+        function = real_dlsym()(handle, rows[row].name);
+    if (function == rows[row].hook)
+        function = NULL;
+    if (function != NULL)
+        atomic_store_explicit(&real_functions[row], function, memory_order_release);
+    return function;
+}
+
+void *hami_real(enum hami_row row)
+{
+    void *function = atomic_load_explicit(&real_functions[row], memory_order_acquire);
+    return __builtin_expect(function != NULL, 1) ? function : find_real(row, 0);
+}
+
+/* The number of the hook of that exact name, or HAMI_HOOKS. */
+static enum hami_row find_row(const char *name)
+{
+    if (name == NULL || (strncmp(name, "cu", 2) != 0 && strncmp(name, "nvml", 4) != 0))
+        return HAMI_HOOKS;
+    enum hami_row row = 0;
+    while (row < HAMI_HOOKS && strcmp(name, rows[row].name) != 0)
+        row++;
+    return row;
+}
+
+/* What to answer where the program's own look-up yielded `found`. */
+static void *choose(enum hami_row row, void *found)
+{
+    void *hook = rows[row].hook;
+    if (found == NULL)
+        return NULL;
+    void *real = find_real(row, RTLD_NOLOAD);
+    if (found == hook && real == NULL) /* nobody but us has it, or somebody behind us; sets dlerror */
+        return real_dlsym()(RTLD_NEXT, rows[row].name);
+    return found == real ? hook : found;
+}
+
+/* RTLD_NEXT as the caller means it; if there is nothing, the real function is to say so. */
+static struct hami_route next_of(enum hami_row row, const void *caller, void *real_function)
+{
+    void *found = hami_elf_next(rows[row].name, caller);
+    if (found == NULL)
+        return (struct hami_route){.jump = real_function};
+    return (struct hami_route){.answer = choose(row, found)};
+}
+
+struct hami_route hami_route_dlsym(void *handle, const char *name, const void *caller)
+{
+    const enum hami_row row = find_row(name);
+    if (row == HAMI_HOOKS)
+        return (struct hami_route){.jump = (void *)real_dlsym()};
+    if (handle == RTLD_NEXT)
+        return next_of(row, caller, (void *)real_dlsym());
+    return (struct hami_route){.answer = choose(row, real_dlsym()(handle, name))};
+}
+
+struct hami_route hami_route_dlvsym(void *handle, const char *name, const char *version,
+                                    const void *caller)
+{
+    const enum hami_row row = find_row(name);
+    if (row == HAMI_HOOKS)
+        return (struct hami_route){.jump = (void *)real_dlvsym()};
+    if (handle == RTLD_NEXT)
+        return next_of(row, caller, (void *)real_dlvsym());
+    return (struct hami_route){.answer = choose(row, real_dlvsym()(handle, name, version))};
+}
+
+static void *ask_driver(const struct row *row, uint64_t flags)
+{
+    void *function = NULL;
+    int status = 0;
+    if (HAMI_REAL(cuGetProcAddress_v2) != NULL)
+        HAMI_REAL(cuGetProcAddress_v2)(row->symbol, &function, row->version, flags, &status);
+    else if (HAMI_REAL(cuGetProcAddress) != NULL)
+        HAMI_REAL(cuGetProcAddress)(row->symbol, &function, row->version, flags);
+    return function;
+}
+
+/* Learn under which addresses cuGetProcAddress gives out what we hook. Idempotent. */
+static void learn_addresses(void)
+{
+    if (atomic_load_explicit(&by_address_known, memory_order_acquire))
+        return;
+    for (enum hami_row row = 0; row < HAMI_HOOKS; row++) {
+        if (rows[row].symbol[0] == '\0')
+            continue;
+        atomic_store(&by_address[0][row], ask_driver(&rows[row], 0));
+        atomic_store(&by_address[1][row], ask_driver(&rows[row], 2));
+    }
+    atomic_store_explicit(&by_address_known, true, memory_order_release);
+}
+
+void *hami_hook_of(const void *function)
+{
+    learn_addresses();
+    for (enum hami_row row = 0; function != NULL && row < HAMI_HOOKS; row++)
+        if (find_real(row, RTLD_NOLOAD) != NULL &&
+            (function == find_real(row, RTLD_NOLOAD) || function == atomic_load(&by_address[0][row]) ||
+             function == atomic_load(&by_address[1][row])))
+            return rows[row].hook;
+    return NULL;
+}

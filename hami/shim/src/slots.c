@@ -1,0 +1,94 @@
+/* slots.c: who owns which slot. The owner word is the only lock, and a dead owner loses it.
+ *
+ * A slot is changed by its owner alone. To reclaim, a process first becomes the owner, by
+ * compare-and-swap from the dead token to its own; killed half-way, it is a dead owner in turn.
+ * Order on the way out: charges to zero, active bit off, owner to 0: whoever claims the slot next
+ * finds it empty and switches the bit on before the first charge.
+ */
+#define _GNU_SOURCE
+#include "attach.h"
+
+static void set_active(struct hami_usage *usage, int slot)
+{
+    atomic_fetch_or(&usage->active[slot / 64], UINT64_C(1) << (slot % 64));
+}
+
+static void clear_active(struct hami_usage *usage, int slot)
+{
+    atomic_fetch_and(&usage->active[slot / 64], ~(UINT64_C(1) << (slot % 64)));
+}
+
+static void empty(struct hami_slot *slot)
+{
+    for (int device = 0; device < HAMI_DEVICES; device++) {
+        atomic_store(&slot->rows[device].pending_bytes, 0);
+        atomic_store(&slot->rows[device].used_bytes, 0);
+    }
+    atomic_store(&slot->pid, 0);
+    atomic_store(&slot->host_pid, 0);
+    atomic_store(&slot->start_ticks, 0);
+    atomic_store(&slot->pid_namespace, 0);
+    atomic_store(&slot->last_submit_ns, 0);
+}
+
+static bool is_charged(const struct hami_slot *slot)
+{
+    for (int device = 0; device < HAMI_DEVICES; device++)
+        if (atomic_load(&slot->rows[device].pending_bytes) != 0 ||
+            atomic_load(&slot->rows[device].used_bytes) != 0)
+            return true;
+    return false;
+}
+
+/* Free the slot if `token` still owns it. */
+static bool reclaim(struct hami_region *region, int index, uint64_t token)
+{
+    struct hami_slot *slot = &region->usage->slots[index];
+    if (!atomic_compare_exchange_strong(&slot->owner, &token, region->self.token))
+        return false;
+    empty(slot);
+    clear_active(region->usage, index);
+    atomic_store(&slot->owner, 0);
+    return true;
+}
+
+int hami_slots_reclaim(struct hami_region *region)
+{
+    int reclaimed = 0;
+    for (int index = 0; index < HAMI_SLOTS; index++) {
+        const uint64_t token = atomic_load(&region->usage->slots[index].owner);
+        if (token != 0 && is_charged(&region->usage->slots[index]) &&
+            hami_process_is_dead(token, &region->self))
+            reclaimed += reclaim(region, index, token);
+    }
+    return reclaimed;
+}
+
+/* Own the slot if it is free, left by a dead process, or our own from before an exec. */
+static bool take(struct hami_region *region, int index)
+{
+    struct hami_slot *slot = &region->usage->slots[index];
+    uint64_t token = atomic_load(&slot->owner);
+    if (token != 0 && token != region->self.token && !hami_process_is_gone(token, &region->self))
+        return false;
+    return atomic_compare_exchange_strong(&slot->owner, &token, region->self.token);
+}
+
+void hami_slot_claim(struct hami_region *region)
+{
+    struct hami_usage *usage = region->usage;
+    hami_slots_reclaim(region);
+    for (int index = 0; index < HAMI_SLOTS; index++) {
+        if (!take(region, index))
+            continue;
+        struct hami_slot *slot = &usage->slots[index];
+        empty(slot);
+        atomic_store(&slot->pid, region->self.pid);
+        atomic_store(&slot->pid_namespace, region->self.pid_namespace);
+        atomic_store(&slot->start_ticks, region->self.start_ticks);
+        set_active(usage, index);
+        region->slot = index;
+        return;
+    }
+    region->slot = HAMI_ANONYMOUS_SLOT;
+}

@@ -1,0 +1,197 @@
+"""Builds the C parts with nothing but a C11 compiler, by hand or as hatchling's build hook.
+
+    python native.py                        build in place what is older than its sources
+    python native.py --sanitize=address     build into build/address instead (undefined, thread)
+    CC="python -m ziglang cc -target x86_64-linux-gnu.2.17" python native.py
+
+The compiler is $CC (several words are fine) or cc. Nothing here needs the CUDA toolkit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ModuleNotFoundError:  # run by hand, with a bare Python
+    BuildHookInterface = None
+
+ROOT = Path(__file__).resolve().parent
+SHIM = Path("hami/shim/src")
+GPU = Path("hami/sandbox/gpu/src")
+RUNTIME = Path("hami/sandbox/runtime")
+
+FLAGS = shlex.split(
+    "-std=c11 -O2 -g0 -fPIC -fvisibility=hidden -fno-strict-aliasing -pthread "
+    "-Wall -Wextra -Wstrict-prototypes -Werror"
+)
+SHARED = shlex.split("-shared -Wl,-Bsymbolic -Wl,-z,now -Wl,-z,defs")
+LIBRARIES = shlex.split("-Wl,--as-needed -ldl -lpthread")  # part of libc where that is new enough
+
+
+class BuildError(Exception):
+    """No compiler, or one that refused; the message says what it was asked."""
+
+
+@dataclass(frozen=True)
+class Target:
+    output: str
+    sources: list[Path]
+    flags: list[str] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)  # read by the linker, not by the compiler
+
+
+def sources(directory: Path, names: str) -> list[Path]:
+    return [directory / name for name in names.split()]
+
+
+LIBRARY_OF_THE_SHIM = Target(
+    "hami/shim/lib/libvgpu.so",
+    sources(
+        SHIM,
+        "contexts.c devices.c dlsym.S elf.c limits.c log.c memory.c nvml_view.c pointers.c "
+        "proc_address.c process.c region.c resolve.c slots.c start.c view.c",
+    ),
+    [*SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={SHIM / 'exports.map'}"],
+    [SHIM / "exports.map"],
+)
+SIMULATED_CUDA = Target(
+    "hami/sandbox/gpu/lib/libcuda.so.1",
+    sources(SHIM, "pointers.c process.c")
+    + sources(
+        GPU,
+        "sim_context.c sim_device.c sim_execution.c sim_memory.c sim_node.c sim_proc_address.c "
+        "sim_timeline.c sim_visible.c",
+    ),
+    [*SHARED, f"-I{SHIM}", "-Wl,-soname,libcuda.so.1"],
+)
+SIMULATED_NVML = Target(
+    "hami/sandbox/gpu/lib/libnvidia-ml.so.1",
+    sources(SHIM, "process.c")
+    + sources(
+        GPU,
+        "sim_node.c sim_nvml.c sim_nvml_event.c sim_nvml_process.c sim_timeline.c sim_visible.c",
+    ),
+    [*SHARED, f"-I{SHIM}", "-Wl,-soname,libnvidia-ml.so.1"],
+)
+TARGETS = (
+    LIBRARY_OF_THE_SHIM,
+    SIMULATED_CUDA,
+    SIMULATED_NVML,
+    Target("hami/sandbox/gpu/lib/gpu-probe", sources(GPU, "probe.c")),
+    Target("hami/sandbox/runtime/lib/sandbox-run", sources(RUNTIME, "sandbox-run.c")),
+)
+
+
+def compiler() -> list[str]:
+    """The compiler's command line; raises BuildError where it cannot be run."""
+    command = shlex.split(os.environ.get("CC", "") or "cc")
+    if not command or shutil.which(command[0]) is None:
+        raise BuildError(
+            f"no C compiler: {' '.join(command) or '$CC'} was not found. "
+            "Install one (Debian: apt-get install gcc libc6-dev) or set CC"
+        )
+    return command
+
+
+def run_compiler(arguments: list[str]) -> None:
+    command = [*compiler(), *arguments]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise BuildError(f"{shlex.join(command)}\n{done.stderr or done.stdout}")
+
+
+def fingerprint(target: Target, flags: list[str]) -> str:
+    """Changes with the sources, the headers beside them, the flags and the compiler's name."""
+    digest = hashlib.sha256("\0".join([*compiler(), *flags, target.output]).encode())
+    directories = {source.parent for source in target.sources}
+    headers = {
+        path
+        for directory in directories | {SHIM}
+        for path in (ROOT / directory).iterdir()
+        if path.suffix in {".h", ".def"}
+    }
+    for path in sorted(headers | {ROOT / p for p in (*target.sources, *target.linked)}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def build_target(target: Target, directory: Path, extra: list[str]) -> Path:
+    """Compile and link unless the fingerprint beside the output says it is up to date."""
+    output = directory / target.output
+    stamp = ROOT / "build" / "stamps" / (str(output.relative_to(ROOT)).replace("/", "+"))
+    flags = [*FLAGS, *extra, *target.flags]
+    wanted = fingerprint(target, flags)
+    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        run_compiler([*flags, "-o", str(temporary), *map(str, target.sources), *LIBRARIES])
+        os.replace(temporary, output)  # a process that has the old one mapped keeps it
+    finally:
+        temporary.unlink(missing_ok=True)
+    stamp.write_text(wanted)
+    return output
+
+
+def build(sanitize: str | None = None) -> list[Path]:
+    """Build everything; returns the outputs."""
+    if sanitize is None:
+        return [build_target(target, ROOT, []) for target in TARGETS]
+    extra = [f"-fsanitize={sanitize}", "-g", "-fno-omit-frame-pointer"]
+    return [build_target(t, ROOT / "build" / sanitize, extra) for t in TARGETS]
+
+
+def platform_tag(outputs: list[Path]) -> str:
+    """The wheel's platform: the machine it was built for and the oldest glibc that will do."""
+    machines = {62: "x86_64", 183: "aarch64"}
+    content = b"".join(output.read_bytes() for output in outputs)
+    machine = int.from_bytes(outputs[0].read_bytes()[18:20], "little")  # ELF e_machine
+    if machine not in machines:
+        raise BuildError(f"built for ELF machine {machine}: expected one of {machines}")
+    minors = [int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", content)]
+    return f"manylinux_2_{max(minors, default=17)}_{machines[machine]}"
+
+
+if BuildHookInterface is not None:
+
+    class NativeBuildHook(BuildHookInterface):
+        """Builds before hatchling packs, for wheels and editable installs alike."""
+
+        def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+            outputs = build()
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform_tag(outputs)}"
+            build_data["artifacts"] += [f"/{output.relative_to(ROOT)}" for output in outputs]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sanitize", choices=["address", "undefined", "thread"])
+    options = parser.parse_args()
+    try:
+        for output in build(options.sanitize):
+            print(output.relative_to(ROOT))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
