@@ -137,8 +137,12 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """Largest accepted request: an extender call with 5000 whole nodes fits."""
     max_review_bytes: Count = 7 * 1024 * 1024
     """Largest accepted AdmissionReview."""
+    cert_poll_seconds: Seconds = 10.0
+    """How often the certificate files are looked at."""
     sync_timeout_seconds: Seconds = 300.0
     """The informers must have synced by then."""
+    stop_seconds: Seconds = 25.0
+    """How long a stopping process lets requests under way finish; below the pod's grace (30 s)."""
 
 
 class NodeAgentSettings(_Group, frozen=True, kw_only=True):

@@ -1,0 +1,258 @@
+"""The controller process: everything it is made of, in the order in which it starts.
+
+Nested groups give the order of stopping, the reverse: take no more requests and finish those under
+way, stop watching, send the last Events, close. A part that dies takes the process down with it.
+This is wiring; no rule of the domain stands here.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NoReturn
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from hami import __version__, crashpoints, health
+from hami.config import ControllerSettings, Settings
+from hami.controllers import server
+from hami.controllers.binder import CRASH_POINTS, Binder
+from hami.controllers.certificates import Certificates, pair_of
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.exporter import Exporter
+from hami.controllers.extender import Extender
+from hami.controllers.handlers import NodeHandler, PodHandler
+from hami.controllers.handshake import Handshake
+from hami.controllers.twins import Twins
+from hami.core.admission import Rules
+from hami.core.cache import AllocationCache
+from hami.core.device import DevicePolicy, NodePolicy
+from hami.core.objects import Node, Pod
+from hami.core.placement import Placer
+from hami.core.request import Defaults
+from hami.errors import UnavailableError
+from hami.kube.client import KubeClient, connect
+from hami.kube.events import EventRecorder
+from hami.kube.informer import Informer
+from hami.kube.metrics import KubeMetrics
+from hami.kube.reflector import Reflector
+from hami.kube.resources import NODES, PODS
+from hami.logs import get_logger
+from hami.site import vendor_table
+
+log = get_logger(__name__)
+
+EXPIRE_SECONDS: Final = 1.0
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: A setting cannot be used: an address, a certificate, the kubeconfig.
+        UnavailableError: The API server did not show everything in time.
+    """
+    crashpoints.arm(os.environ.get(crashpoints.ENV), known=CRASH_POINTS)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    async with connect(settings.kube, metrics=KubeMetrics(registry)) as client:
+        parts = _build(settings, client, registry)
+        log.info("controller_started", version=__version__, mode=settings.controller.mode)
+        await _run(parts)
+    log.info("controller_stopped")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What runs."""
+
+    settings: ControllerSettings
+    registry: CollectorRegistry
+    counters: ControllerCounters
+    cache: AllocationCache
+    pods: Informer[Pod]
+    nodes: Informer[Node]
+    recorder: EventRecorder
+    handshake: Handshake
+    exporter: Exporter
+    services: server.Services
+    certificates: Certificates | None
+
+
+def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> _Parts:
+    """Make every part and connect them; nothing runs yet."""
+    own, vendors = settings.controller, vendor_table(settings)
+    counters = ControllerCounters(registry)
+    recorder = EventRecorder(client, component=own.scheduler_name or "hami")
+    cache, twins = AllocationCache(), Twins(patience_seconds=own.allocate_timeout_seconds)
+    pods = Informer(Reflector(client, PODS, decode=msgspec.json.Decoder(Pod).decode))
+    nodes = Informer(Reflector(client, NODES, decode=msgspec.json.Decoder(Node).decode))
+    pod_handler = PodHandler(cache, twins, vendors=vendors, recorder=recorder, counters=counters)
+    node_handler = NodeHandler(cache, vendors=vendors, recorder=recorder, counters=counters)
+    pods.add_handler(pod_handler.on_set, pod_handler.on_delete)
+    nodes.add_handler(node_handler.on_set, node_handler.on_delete)
+    placer = Placer(cache.table)
+    defaults = Defaults(
+        node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy(own.device_policy)
+    )
+    binder = Binder(
+        client,
+        pods,
+        cache=cache,
+        placer=placer,
+        twins=twins,
+        vendors=vendors,
+        defaults=defaults,
+        settings=own,
+        recorder=recorder,
+        counters=counters,
+    )
+    extender = Extender(
+        cache,
+        placer,
+        vendors=vendors,
+        defaults=defaults,
+        settings=own,
+        recorder=recorder,
+        is_binding=binder.is_binding,
+    )
+    rules = Rules(
+        vendors=vendors,
+        defaults=defaults,
+        scheduler_name=own.scheduler_name,
+        overwrite_default_scheduler=own.overwrite_default_scheduler,
+    )
+    pair = pair_of(own)
+    return _Parts(
+        settings=own,
+        registry=registry,
+        counters=counters,
+        cache=cache,
+        pods=pods,
+        nodes=nodes,
+        recorder=recorder,
+        handshake=Handshake(
+            client, nodes, handler=node_handler, vendors=vendors, settings=own, counters=counters
+        ),
+        exporter=Exporter(
+            cache,
+            silent_seconds={
+                "pods": lambda: pods.last_event_age,
+                "nodes": lambda: nodes.last_event_age,
+            },
+            registry=registry,
+        ),
+        services=server.Services(
+            extender=extender,
+            binder=binder,
+            rules=rules,
+            settings=own,
+            counters=counters,
+            is_synced=lambda: nodes.synced and pods.synced,
+        ),
+        certificates=None if pair is None else Certificates(pair, counters=counters),
+    )
+
+
+async def _run(parts: _Parts) -> None:
+    """Start everything, in order; return when told to stop and everything has stopped."""
+    working = anyio.CancelScope()
+    listening: list[int] = []
+
+    def missing() -> str | None:
+        if working.cancel_called:
+            return "stopping"
+        if not parts.services.is_synced():
+            return "not synced with the API server yet"
+        return None if listening else "not listening yet"
+
+    async with anyio.create_task_group() as observed:
+        await observed.start(partial(_serve_health, parts, missing), name="health")
+        async with anyio.create_task_group() as speaking:
+            await speaking.start(parts.recorder.run, name="events")
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(_stop_on_signal, working, name="signals")
+                with working:
+                    await _sync(parts, watching)
+                    watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
+                    watching.start_soon(parts.handshake.run, name="handshake")
+                    async with anyio.create_task_group() as serving:
+                        listening.append(
+                            await serving.start(
+                                server.serve, parts.services, parts.certificates, name="server"
+                            )
+                        )
+                watching.cancel_scope.cancel()
+            speaking.cancel_scope.cancel()
+        observed.cancel_scope.cancel()
+
+
+async def _serve_health(
+    parts: _Parts,
+    missing: Callable[[], str | None],
+    *,
+    task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    await health.serve(
+        host=parts.settings.health_host,
+        port=parts.settings.health_port,
+        ready=missing,
+        registry=parts.registry,
+        refresh=parts.exporter.refresh,
+        task_status=task_status,
+    )
+
+
+async def _stop_on_signal(working: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stop_requested", signal=signal.Signals(number).name)
+            working.cancel()
+
+
+async def _sync(parts: _Parts, group: TaskGroup) -> None:
+    """Fill the stores, nodes first so that pods find their devices.
+
+    Raises:
+        UnavailableError: Not within the deadline.
+    """
+    started, seconds = time.monotonic(), parts.settings.sync_timeout_seconds
+    try:
+        with anyio.fail_after(seconds):
+            await group.start(parts.nodes.run, name="nodes")
+            await group.start(parts.pods.run, name="pods")
+    except TimeoutError as error:
+        raise UnavailableError(
+            f"no complete list of nodes and pods within {seconds:g} s"
+        ) from error
+    gc.collect()
+    gc.freeze()  # what was read at start stays: no collection need look at it again
+    log.info(
+        "controller_synced",
+        nodes=len(parts.nodes.list()),
+        pods=len(parts.pods.list()),
+        reservations=len(parts.cache),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+async def _expire(cache: AllocationCache, counters: ControllerCounters) -> NoReturn:
+    """End holds and reservations that nobody came back for."""
+    while True:
+        await anyio.sleep(EXPIRE_SECONDS)
+        for reservation in cache.expire(time.monotonic()):
+            counters.expired.labels(reservation.state.value).inc()
+            log.info(
+                "reservation_expired",
+                pod=reservation.allocation.pod,
+                node=reservation.allocation.node,
+                state=reservation.state.value,
+            )

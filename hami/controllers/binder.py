@@ -1,0 +1,377 @@
+"""Bind: choose the devices, keep them, write them on the pod, give the pod to the node.
+
+The order makes every moment safe to die in. Devices are reserved in memory, then recorded on the
+pod (on condition that it is as it was read), then the Binding is made on condition that the record
+still stands; so a bound pod always carries its record, and the record of an unbound pod means
+nothing. Where an answer is lost, the pod is read before anything is given back; where even that
+fails, the reservation stays until the watch shows the pod bound or its time is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import msgspec
+
+from hami.config import ControllerSettings
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.twins import Twins, keys_of_request
+from hami.controllers.wire import BindArgs
+from hami.core import codec, record
+from hami.core.allocation import Allocation
+from hami.core.cache import AllocationCache
+from hami.core.device import PodRequest
+from hami.core.objects import Pod
+from hami.core.placement import Placer
+from hami.core.request import Defaults, read_request, roles_of
+from hami.core.vendor import VendorTable
+from hami.core.verdict import Verdict
+from hami.crashpoints import crash_point
+from hami.errors import (
+    CodecError,
+    ConflictError,
+    HamiError,
+    KubeError,
+    NotFoundError,
+    StaleSnapshotError,
+    UnavailableError,
+    UnfitError,
+)
+from hami.kube import patching
+from hami.kube.backoff import retrying
+from hami.kube.client import KubeClient
+from hami.kube.events import EventRecorder
+from hami.kube.informer import Informer
+from hami.kube.resources import PODS, ObjectRef
+from hami.kube.throttle import Lane
+from hami.logs import get_logger
+
+log = get_logger(__name__)
+
+CRASH_POINTS: Final = (
+    "bind.before-reserve",
+    "bind.before-patch",
+    "bind.before-binding",
+    "bind.after-binding",
+)
+UNDO_SECONDS: Final = 10.0
+"""How long a failed bind tries to leave the pod as it was."""
+RESERVATION_TIMES: Final = 3
+"""A reservation outlives the bind's own deadline, for what was sent may still take effect."""
+
+_POD = msgspec.json.Decoder(Pod)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Task:
+    """One bind: what was asked, of which pod, and whether anything was written on it."""
+
+    args: BindArgs
+    request: PodRequest
+    written: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The pod, in this life of it."""
+        return _ref(self.args)
+
+
+class Binder:
+    """Carries out binds, several at a time, at most one for each pod."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        pods: Informer[Pod],
+        *,
+        cache: AllocationCache,
+        placer: Placer,
+        twins: Twins,
+        vendors: VendorTable,
+        defaults: Defaults,
+        settings: ControllerSettings,
+        recorder: EventRecorder,
+        counters: ControllerCounters,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._pods = pods
+        self._cache = cache
+        self._placer = placer
+        self._twins = twins
+        self._vendors = vendors
+        self._defaults = defaults
+        self._settings = settings
+        self._recorder = recorder
+        self._counters = counters
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._under_way: set[str] = set()
+
+    def is_binding(self, uid: str) -> bool:
+        """Whether a bind of the pod is under way."""
+        return uid in self._under_way
+
+    async def bind(self, args: BindArgs) -> None:
+        """Bind the pod to the node with devices of its own; harmless where that is done already.
+
+        Raises:
+            HamiError: It is not bound; the message is for the scheduler, which tries again.
+        """
+        if args.uid in self._under_way:
+            raise StaleSnapshotError(f"pod {args.pod}: a bind of it is under way")
+        self._under_way.add(args.uid)
+        try:
+            result = await self._bind(args)
+        except HamiError as error:
+            self._counters.binds.labels(_result_of(error)).inc()
+            raise
+        finally:
+            self._under_way.discard(args.uid)
+        self._counters.binds.labels(result).inc()
+
+    async def _bind(self, args: BindArgs) -> str:
+        pod = await self._find(args)
+        if pod.spec.node_name == args.node:
+            return "repeated"
+        task = _Task(args=args, request=read_request(pod, self._vendors, self._defaults))
+        try:
+            await self._carry_out(task)
+        except HamiError as error:
+            if not await self._undo(task):
+                log.warning("bind_failed", pod=args.pod, node=args.node, error=str(error))
+                self._recorder.record(task.ref, "BindingFailed", str(error), type="Warning")
+                raise
+        log.info("pod_bound", pod=args.pod, uid=args.uid, node=args.node)
+        self._recorder.record(
+            task.ref, "BindingSucceed", f"Successfully binding node [{args.node}] to {args.pod}"
+        )
+        return "bound"
+
+    async def _carry_out(self, task: _Task) -> None:
+        """Wait for the pod's turn, then decide and write, all within the deadline."""
+        seconds, waits_for = self._settings.bind_timeout_seconds, "its twins on the node"
+        try:
+            with anyio.fail_after(seconds):
+                await self._take_turn(task)
+                waits_for = "the API server"
+                await self._decide(task, await self._find(task.args))
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"bind of {task.args.pod} to {task.args.node}: waited for {waits_for}, "
+                f"not done within {seconds:g} s"
+            ) from error
+
+    async def _take_turn(self, task: _Task) -> None:
+        """Wait for pods on the node that the kubelet could not tell from this one."""
+        keys = keys_of_request(task.request)
+        if not keys:
+            return
+        with self._counters.twin_seconds.time():
+            await self._twins.enter(task.args.uid, node=task.args.node, keys=keys)
+
+    async def _decide(self, task: _Task, pod: Pod) -> None:
+        """Choose, record and bind; again where somebody else was faster."""
+        for attempt in range(1, self._settings.max_attempts + 1):
+            _refuse_settled(pod)
+            try:
+                await self._attempt(task, pod)
+            except (ConflictError, StaleSnapshotError) as error:
+                self._counters.conflicts.inc()
+                log.info(
+                    "bind_conflicted",
+                    pod=task.args.pod,
+                    node=task.args.node,
+                    attempt=attempt,
+                    error=str(error),
+                )
+                pod = await self._read(task.args)
+                if self._is_done(task, pod):
+                    return
+            else:
+                return
+        raise ConflictError(
+            f"pod {task.args.pod}: changed during each of "
+            f"{self._settings.max_attempts} attempts to bind it",
+            status=409,
+        )
+
+    async def _attempt(self, task: _Task, pod: Pod) -> None:
+        if task.request.empty:
+            await self._post_binding(task, pod)
+            return
+        crash_point("bind.before-reserve")
+        allocation = self._reserve(task, pod)
+        crash_point("bind.before-patch")
+        recorded = await self._write_record(task, pod, allocation)
+        crash_point("bind.before-binding")
+        await self._post_binding(task, recorded)
+        crash_point("bind.after-binding")
+        if self._cache.get(task.args.uid) is not None:  # else the watch saw the pod go already
+            self._cache.confirm(allocation)
+
+    async def _post_binding(self, task: _Task, pod: Pod) -> None:
+        """Bind the pod if it is still as given. Made twice, the second one is a conflict."""
+        await retrying(
+            lambda: patching.bind(
+                self._client,
+                task.ref,
+                uid=task.args.uid,
+                node=task.args.node,
+                resource_version=pod.metadata.resource_version,
+            ),
+            f"binding of {task.args.pod}",
+        )
+
+    def _reserve(self, task: _Task, pod: Pod) -> Allocation:
+        """Decide on the devices and keep them; in one go, so nothing can come between."""
+        args = task.args
+        self._cache.release(args.uid)
+        choice = self._placer.choose(task.request, args.node)
+        if isinstance(choice, Verdict):
+            raise UnfitError(f"node {args.node} no longer fits pod {args.pod}: {choice}")
+        allocation = Allocation(
+            uid=args.uid,
+            namespace=args.namespace,
+            name=args.name,
+            node=args.node,
+            containers=choice.containers,
+            roles=roles_of(pod),
+        )
+        lasts = self._settings.bind_timeout_seconds * RESERVATION_TIMES
+        self._cache.reserve(
+            allocation, generation=choice.generation, expires_at=self._clock() + lasts
+        )
+        return allocation
+
+    async def _write_record(self, task: _Task, pod: Pod, allocation: Allocation) -> Pod:
+        """Write the decision on the pod, in place of any earlier one; the pod as it is then."""
+        decision = record.annotations_for(
+            allocation, self._vendors, now_seconds=int(self._wall_clock())
+        )
+        task.written = True
+        body = await patching.patch_metadata(
+            self._client,
+            task.ref,
+            annotations={**record.cleared_annotations(self._vendors), **decision},
+            labels={codec.NODE_KEY: None, **codec.node_label(allocation.node)},
+            resource_version=pod.metadata.resource_version,
+            lane=Lane.URGENT,
+        )
+        return _decode(body)
+
+    async def _undo(self, task: _Task) -> bool:
+        """Leave the pod as it was and give its devices back; True if it is bound after all.
+
+        Where the API server does not answer, the reservation stays until it expires, for the
+        Binding may have been made.
+        """
+        settled = not task.written
+        with anyio.move_on_after(UNDO_SECONDS, shield=True):
+            try:
+                if not settled and await self._clear_record(task):
+                    return True
+                settled = True
+            except KubeError as error:
+                log.warning("bind_outcome_unknown", pod=task.args.pod, error=str(error))
+        if settled:
+            self._cache.release(task.args.uid)
+            self._twins.leave(task.args.uid)
+        return False
+
+    async def _clear_record(self, task: _Task) -> bool:
+        """Take the record off the pod; True if it is bound to the node after all.
+
+        The write also makes a Binding that is still on its way come too late.
+
+        Raises:
+            KubeError: The API server gives no answer, or none that settles it.
+        """
+        for _ in range(self._settings.max_attempts):
+            try:
+                pod = await self._read(task.args)
+                if self._is_done(task, pod):
+                    return True
+                if not pod.spec.node_name:
+                    await patching.patch_metadata(
+                        self._client,
+                        task.ref,
+                        annotations=record.cleared_annotations(self._vendors),
+                        labels={codec.NODE_KEY: None},
+                        resource_version=pod.metadata.resource_version,
+                        lane=Lane.URGENT,
+                    )
+            except ConflictError:
+                continue
+            except NotFoundError:
+                pass
+            return False
+        raise ConflictError(f"pod {task.args.pod}: changes all the time", status=409)
+
+    def _is_done(self, task: _Task, pod: Pod) -> bool:
+        """Whether the pod is bound to the node, as by a request whose answer was lost."""
+        if pod.spec.node_name != task.args.node:
+            return False
+        allocation = record.allocation_of(pod, self._vendors)
+        if allocation is not None and self._cache.get(task.args.uid) is not None:
+            self._cache.confirm(allocation)
+        return True
+
+    async def _find(self, args: BindArgs) -> Pod:
+        """The pod as the watch shows it; asked for where the watch does not know this life."""
+        pod = self._pods.get(args.namespace, args.name)
+        return pod if pod is not None and pod.metadata.uid == args.uid else await self._read(args)
+
+    async def _read(self, args: BindArgs) -> Pod:
+        """The pod as it is now.
+
+        Raises:
+            NotFoundError: It is gone, or another one has its name.
+            KubeError: No answer.
+        """
+        path = _ref(args).path()
+        body = await retrying(lambda: self._client.get(path, lane=Lane.URGENT), f"get {args.pod}")
+        pod = _decode(body)
+        if pod.metadata.uid != args.uid:
+            raise NotFoundError(
+                f"pod {args.pod}: expected uid {args.uid}, met {pod.metadata.uid}: "
+                "it was deleted and created again",
+                status=404,
+            )
+        return pod
+
+
+def _ref(args: BindArgs) -> ObjectRef:
+    return ObjectRef(resource=PODS, name=args.name, namespace=args.namespace, uid=args.uid)
+
+
+def _decode(body: bytes) -> Pod:
+    try:
+        return _POD.decode(body)
+    except msgspec.MsgspecError as error:
+        raise CodecError(f"expected a pod, met {body[:100]!r}: {error}") from error
+
+
+def _refuse_settled(pod: Pod) -> None:
+    """Refuse a pod that is bound already, or that is ending."""
+    if pod.spec.node_name:
+        raise StaleSnapshotError(f"pod {pod.key}: already bound to node {pod.spec.node_name}")
+    if pod.metadata.deletion_timestamp is not None or pod.finished:
+        raise NotFoundError(f"pod {pod.key}: is being deleted or has ended", status=404)
+
+
+def _result_of(error: HamiError) -> str:
+    match error:
+        case UnfitError():
+            return "unfit"
+        case NotFoundError():
+            return "gone"
+        case ConflictError() | StaleSnapshotError():
+            return "conflicted"
+        case _:
+            return "failed"

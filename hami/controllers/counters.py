@@ -1,0 +1,22 @@
+"""The controller's live counters, made from the table in ``hami.metrics``."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry
+
+from hami import metrics
+
+
+class ControllerCounters:
+    """What the controller did; one for each process, passed to whoever counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = metrics.histogram(metrics.EXTENDER_SECONDS, registry)
+        self.admissions = metrics.counter(metrics.ADMISSIONS, registry)
+        self.binds = metrics.counter(metrics.BINDS, registry)
+        self.conflicts = metrics.counter(metrics.BIND_CONFLICTS, registry)
+        self.twin_seconds = metrics.histogram(metrics.TWIN_SECONDS, registry)
+        self.expired = metrics.counter(metrics.EXPIRED, registry)
+        self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
+        self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
+        self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)

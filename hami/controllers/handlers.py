@@ -1,0 +1,198 @@
+"""From what the watch shows to the cache: level-based, idempotent, one object at a time.
+
+Given a pod or a node, these make the allocation cache agree with it; being told twice changes
+nothing. A pod counts from when it is bound until it is finished or gone: annotations of unbound
+pods are left-overs, for what is on its way is known here as a reservation. An object that cannot be
+read is reported, what was known of it stands, and no other object is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.twins import Twins, keys_of_allocation
+from hami.core import codec, inventory, record
+from hami.core.allocation import BindPhase
+from hami.core.cache import AllocationCache, State
+from hami.core.device import Device, VendorName
+from hami.core.objects import Node, Pod
+from hami.core.vendor import VendorTable
+from hami.errors import CodecError
+from hami.kube.events import EventRecorder
+from hami.kube.resources import NODES, PODS, ObjectRef
+from hami.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class PodHandler:
+    """Keeps what pods hold, and which of them still wait for their devices."""
+
+    def __init__(
+        self,
+        cache: AllocationCache,
+        twins: Twins,
+        *,
+        vendors: VendorTable,
+        recorder: EventRecorder,
+        counters: ControllerCounters,
+    ) -> None:
+        self._cache = cache
+        self._twins = twins
+        self._vendors = vendors
+        self._recorder = recorder
+        self._counters = counters
+
+    def on_set(self, pod: Pod, old: Pod | None) -> None:
+        """Count the pod as it is now."""
+        if pod.finished:
+            self.on_delete(pod)
+        elif pod.spec.node_name:
+            self._count_bound(pod, old)
+
+    def on_delete(self, pod: Pod) -> None:
+        """Nothing is held for the pod any more."""
+        self._cache.forget(pod.metadata.uid)
+        self._twins.leave(pod.metadata.uid)
+
+    def _count_bound(self, pod: Pod, old: Pod | None) -> None:
+        uid = pod.metadata.uid
+        try:
+            allocation = record.allocation_of(pod, self._vendors)
+        except CodecError as error:
+            self._report(pod, old, f"the record of its devices cannot be read: {error}")
+            return
+        if allocation is not None and allocation.node != pod.spec.node_name:
+            self._report(
+                pod,
+                old,
+                f"the record of its devices is for node {allocation.node[:253]}, "
+                f"but it is bound to {pod.spec.node_name}",
+            )
+            allocation = None
+        if allocation is None:
+            self._drop_unrecorded(pod)
+            return
+        self._cache.confirm(allocation, init_done=record.init_done(pod))
+        if _is_allocating(pod):
+            self._twins.saw_allocating(
+                uid, node=allocation.node, keys=keys_of_allocation(allocation)
+            )
+        else:
+            self._twins.leave(uid)
+
+    def _drop_unrecorded(self, pod: Pod) -> None:
+        """A bound pod without a (valid) record holds nothing, whatever was thought before."""
+        uid = pod.metadata.uid
+        known = self._cache.get(uid)
+        if known is not None and known.state is State.CONFIRMED:
+            log.warning("allocation_record_vanished", pod=pod.key, node=known.allocation.node)
+        self._cache.forget(uid)
+        self._twins.leave(uid)
+
+    def _report(self, pod: Pod, old: Pod | None, problem: str) -> None:
+        if old is not None and old.annotations == pod.annotations and old.spec.node_name:
+            return
+        self._counters.malformed.labels("pod").inc()
+        log.warning("pod_annotations_malformed", pod=pod.key, uid=pod.metadata.uid, error=problem)
+        self._recorder.record(
+            ObjectRef.to(PODS, pod), "AllocationUnreadable", problem, type="Warning"
+        )
+
+
+def _is_allocating(pod: Pod) -> bool:
+    phase = pod.annotations.get(codec.BIND_PHASE_KEY)
+    return phase == BindPhase.ALLOCATING and pod.status.phase in {"", "Pending"}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """What was last made of a node."""
+
+    node: Node
+    identity: tuple[object, ...] = ()
+    devices: dict[VendorName, tuple[Device, ...]] = field(default_factory=dict)
+    """The last inventory of each vendor that could be read."""
+    silent: set[VendorName] = field(default_factory=set)
+    """Vendors whose agent does not answer."""
+
+
+class NodeHandler:
+    """Keeps which devices nodes have, and which of them can be used."""
+
+    def __init__(
+        self,
+        cache: AllocationCache,
+        *,
+        vendors: VendorTable,
+        recorder: EventRecorder,
+        counters: ControllerCounters,
+    ) -> None:
+        self._cache = cache
+        self._vendors = vendors
+        self._recorder = recorder
+        self._counters = counters
+        self._nodes: dict[str, _Known] = {}
+
+    def on_set(self, node: Node, _: Node | None) -> None:
+        """Offer the node's devices as it has them now."""
+        known = self._nodes.setdefault(node.name, _Known(node=node))
+        known.node = node
+        identity = inventory.identity(node, self._vendors)
+        if known.identity == identity:
+            return
+        known.identity = identity
+        found = inventory.devices_of(node, self._vendors)
+        unreadable = {problem.vendor: problem.error for problem in found.problems}
+        known.devices = {
+            **{v: d for v, d in known.devices.items() if v in unreadable},
+            **found.devices,
+        }
+        for error in unreadable.values():
+            self._report(node, error)
+        self._apply(known)
+
+    def on_delete(self, node: Node) -> None:
+        """The node is gone; pods that were bound to it count until they are gone as well."""
+        self._nodes.pop(node.name, None)
+        self._cache.remove_node(node.name)
+
+    def set_silent(self, name: str, vendors: Collection[VendorName]) -> None:
+        """Which vendors' agents do not answer on the node: their devices cannot be used."""
+        known = self._nodes.get(name)
+        if known is None or known.silent == set(vendors):
+            return
+        log.warning("node_agents_changed", node=name, silent=sorted(vendors))
+        known.silent = set(vendors)
+        self._apply(known)
+
+    def _apply(self, known: _Known) -> None:
+        name = known.node.name
+        if not known.devices:
+            self._cache.remove_node(name)
+            return
+        without = known.silent | {
+            vendor.name
+            for vendor in self._vendors.values()
+            if inventory.allocatable(known.node, vendor) == 0
+        }
+        self._cache.set_node(
+            name,
+            inventory.usable(known.devices, without=without),
+            cordoned=inventory.cordoned(known.node),
+        )
+        log.debug(
+            "node_devices_set",
+            node=name,
+            devices=sum(len(own) for own in known.devices.values()),
+            without=sorted(without),
+        )
+
+    def _report(self, node: Node, error: str) -> None:
+        self._counters.malformed.labels("node").inc()
+        log.warning("node_annotations_malformed", node=node.name, error=error)
+        self._recorder.record(
+            ObjectRef.to(NODES, node), "InventoryUnreadable", error, type="Warning"
+        )

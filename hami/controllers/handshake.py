@@ -1,0 +1,152 @@
+"""Asks node agents whether they are alive, by the annotations of HAMi's handshake.
+
+The controller writes ``Requesting_<time>`` on the node, a living agent overwrites it. No answer
+makes devices unusable only where the kubelet has none to give out either: some agents never answer,
+and their kubelets speak for them. Ages are measured by this process's own clock, from when it first
+saw the open question, so neither clock skew nor time zones count.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NoReturn
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from hami.config import ControllerSettings
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.handlers import NodeHandler
+from hami.core import codec, inventory
+from hami.core.device import VendorName
+from hami.core.objects import Node
+from hami.core.vendor import Vendor, VendorTable
+from hami.errors import CodecError, ConflictError, KubeError
+from hami.kube import patching
+from hami.kube.client import KubeClient
+from hami.kube.informer import Informer
+from hami.kube.resources import NODES, ObjectRef
+from hami.logs import get_logger
+
+log = get_logger(__name__)
+
+ROUND_SECONDS: Final = 5.0
+"""Between two looks at all nodes."""
+NODES_AT_A_TIME: Final = 200
+"""Looked at before others get their turn on the event loop."""
+QUESTIONS_PER_ROUND: Final = 100
+"""So that asking thousands of nodes leaves requests for others."""
+JITTER: Final = 0.1
+
+
+@dataclass(slots=True, kw_only=True)
+class _Agent:
+    """What is known of one vendor's agent on one node."""
+
+    ask_at: float = 0.0
+    question: str = ""
+    """The open question last seen; empty while there is none."""
+    asked_at: float = 0.0
+    """When it was first seen."""
+
+
+class Handshake:
+    """Asks, and tells the node handler which agents are silent."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        nodes: Informer[Node],
+        *,
+        handler: NodeHandler,
+        vendors: VendorTable,
+        settings: ControllerSettings,
+        counters: ControllerCounters,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._nodes = nodes
+        self._handler = handler
+        self._vendors = tuple(v for v in vendors.values() if v.handshake_key)
+        self._settings = settings
+        self._counters = counters
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._uniform = uniform
+        self._agents: dict[tuple[str, VendorName], _Agent] = {}
+
+    async def run(self) -> NoReturn:
+        """Look at all nodes again and again."""
+        while True:
+            await self.look()
+            await anyio.sleep(ROUND_SECONDS)
+
+    async def look(self) -> None:
+        """One round: judge every agent, then ask those that are due."""
+        nodes = self._nodes.list()
+        due: list[tuple[Node, Vendor]] = []
+        seen: dict[tuple[str, VendorName], _Agent] = {}
+        for start in range(0, len(nodes), NODES_AT_A_TIME):
+            for node in nodes[start : start + NODES_AT_A_TIME]:
+                due += self._judge(node, seen)
+            await checkpoint()
+        self._agents = seen
+        for node, vendor in due[:QUESTIONS_PER_ROUND]:
+            await self._ask(node, vendor)
+
+    def _judge(
+        self, node: Node, seen: dict[tuple[str, VendorName], _Agent]
+    ) -> Iterator[tuple[Node, Vendor]]:
+        """Tell the handler who is silent on the node; yield whom to ask."""
+        now, silent = self._clock(), []
+        for vendor in self._vendors:
+            if vendor.register_key not in node.annotations:
+                continue
+            key = node.name, vendor.name
+            agent = seen[key] = self._agents.get(key) or _Agent()
+            question = _open_question(node, vendor)
+            if question != agent.question:
+                if not question:
+                    self._counters.handshakes.labels("answered").inc()
+                agent.question, agent.asked_at = question, now
+            if not question and now >= agent.ask_at:
+                yield node, vendor
+            late = now - agent.asked_at >= self._settings.handshake_timeout_seconds
+            if question and late and not inventory.allocatable(node, vendor):
+                silent.append(vendor.name)
+        self._handler.set_silent(node.name, silent)
+
+    async def _ask(self, node: Node, vendor: Vendor) -> None:
+        """Write the question, on condition that the node is as it was judged."""
+        value = codec.encode_handshake_request(self._wall_clock())
+        try:
+            await patching.patch_metadata(
+                self._client,
+                ObjectRef.to(NODES, node),
+                annotations={vendor.handshake_key: value},
+                resource_version=node.metadata.resource_version,
+            )
+        except KubeError as error:
+            conflicted = isinstance(error, ConflictError)
+            self._counters.handshakes.labels("conflicted" if conflicted else "failed").inc()
+            level = log.debug if conflicted else log.warning
+            level("handshake_not_asked", node=node.name, vendor=vendor.name, error=str(error))
+            return
+        self._counters.handshakes.labels("asked").inc()
+        wait = self._settings.handshake_seconds * (1 + JITTER * (2 * self._uniform() - 1))
+        self._agents[node.name, vendor.name].ask_at = self._clock() + wait
+
+
+def _open_question(node: Node, vendor: Vendor) -> str:
+    """The question that nobody has answered yet; also one whose time cannot be read."""
+    value = node.annotations.get(vendor.handshake_key, "")
+    try:
+        return value if codec.decode_handshake_request(value) is not None else ""
+    except CodecError:
+        return value

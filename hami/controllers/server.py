@@ -1,0 +1,249 @@
+"""The HTTP edge: extender and webhook over HTTP or HTTPS.
+
+A handler parses, calls one function and encodes; deadlines, sizes, request ids, timing and the one
+log line of a request are here. The extender's protocol answers every error with 200 and a text, the
+webhook's with a refusal; HTTP's own errors are left to unknown paths and wrong methods. Knows
+nothing of devices.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+import anyio
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from anyio.abc import TaskStatus
+
+from hami.config import ControllerSettings
+from hami.controllers import webhook, wire
+from hami.controllers.binder import Binder
+from hami.controllers.certificates import Certificates
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.extender import Extender
+from hami.core.admission import Rules
+from hami.errors import CodecError, ConfigError, HamiError, UnavailableError
+from hami.logs import get_logger
+
+log = get_logger(__name__)
+
+READ_SECONDS: Final = 60.0
+"""A request's body must have arrived by then."""
+CLEANUP_SECONDS: Final = 5.0
+NOT_SYNCED: Final = "not synced with the API server yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the handlers call."""
+
+    extender: Extender
+    binder: Binder
+    rules: Rules
+    settings: ControllerSettings
+    counters: ControllerCounters
+    is_synced: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What a handler leaves for the closing log line and the metrics."""
+
+    body: bytes
+    result: str
+    pod: str = ""
+    error: str = ""
+    matters: bool = True
+    """Whether the line is for everybody or for debugging."""
+
+
+_Ask = Callable[[Services, bytes], Awaitable[_Outcome]]
+SERVICES: Final = web.AppKey("services", Services)
+
+
+async def serve(
+    services: Services,
+    certificates: Certificates | None,
+    *,
+    task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve until cancelled; started, with the port, once the socket listens.
+
+    Cancelled, it takes no more requests and lets those under way finish, within a deadline.
+
+    Raises:
+        ConfigError: The address cannot be listened at.
+    """
+    settings = services.settings
+    runner = web.AppRunner(
+        application(services),
+        handle_signals=False,
+        access_log=None,
+        shutdown_timeout=settings.stop_seconds,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(
+            runner,
+            settings.host,
+            settings.port,
+            ssl_context=None if certificates is None else certificates.context,
+            backlog=1024,
+        )
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(
+                f"controller.host {settings.host}, port {settings.port}: {error}"
+            ) from error
+        port: int = runner.addresses[0][1]
+        log.info("server_started", host=settings.host, port=port, tls=certificates is not None)
+        async with anyio.create_task_group() as tasks:
+            if certificates is not None:
+                tasks.start_soon(_watch, certificates, settings, name="certificates")
+            task_status.started(port)
+            await anyio.sleep_forever()
+    finally:
+        with anyio.move_on_after(settings.stop_seconds + CLEANUP_SECONDS, shield=True):
+            await runner.cleanup()
+        log.info("server_stopped")
+    raise AssertionError("unreachable: sleeps until cancelled")
+
+
+async def _watch(certificates: Certificates, settings: ControllerSettings) -> None:
+    await certificates.watch(every_seconds=settings.cert_poll_seconds)
+
+
+def application(services: Services) -> web.Application:
+    """The routes."""
+    app = web.Application(client_max_size=services.settings.max_body_bytes)
+    app[SERVICES] = services
+    app.router.add_post("/filter", _route("filter", _filter, wire.encode_filter_error))
+    app.router.add_post("/prioritize", _route("prioritize", _prioritize, _no_priorities))
+    app.router.add_post("/bind", _route("bind", _bind, wire.encode_bind))
+    app.router.add_post("/webhook", _route("webhook", _review, _refuse))
+    return app
+
+
+def _route(
+    verb: str, ask: _Ask, refuse: Callable[[str], bytes]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """A handler: bounded reading, one call, one closing line, in the words of the protocol."""
+
+    async def handle(request: web.Request) -> web.Response:
+        services = request.app[SERVICES]
+        started = time.perf_counter()
+        request_id = request.headers.get("X-Request-Id", "")[:64] or uuid.uuid4().hex[:12]
+        with structlog.contextvars.bound_contextvars(request=request_id):
+            try:
+                outcome = await ask(services, await _read(request, services.settings, verb))
+            except HamiError as error:
+                outcome = _Outcome(body=refuse(str(error)), result="error", error=str(error))
+            except Exception as error:
+                log.exception("request_broke", verb=verb)
+                text = f"{verb}: internal error: {type(error).__name__}"
+                outcome = _Outcome(body=refuse(text), result="broken", error=text)
+            seconds = time.perf_counter() - started
+            services.counters.requests.labels(verb, outcome.result).observe(seconds)
+            _say(verb, outcome, seconds)
+        return web.Response(
+            body=outcome.body,
+            content_type="application/json",
+            headers={"X-Request-Id": request_id},
+        )
+
+    return handle
+
+
+def _say(verb: str, outcome: _Outcome, seconds: float) -> None:
+    level = log.info if outcome.matters else log.debug
+    details = {"pod": outcome.pod, "error": outcome.error}
+    level(
+        "request_answered",
+        verb=verb,
+        result=outcome.result,
+        seconds=round(seconds, 6),
+        **{key: value for key, value in details.items() if value},
+    )
+
+
+async def _read(request: web.Request, settings: ControllerSettings, verb: str) -> bytes:
+    """The body, bounded in size and time.
+
+    Raises:
+        CodecError: It is too large, or too slow.
+    """
+    limit = settings.max_review_bytes if verb == "webhook" else settings.max_body_bytes
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(READ_SECONDS):
+            while chunk := await request.content.readany():
+                size += len(chunk)
+                if size > limit:
+                    raise CodecError(f"request body: expected at most {limit} bytes, met more")
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise CodecError(f"request body: not there within {READ_SECONDS:g} s") from error
+    except (OSError, HttpProcessingError) as error:
+        raise CodecError(f"request body: broken: {error!r}") from error
+    return b"".join(chunks)
+
+
+async def _filter(services: Services, body: bytes) -> _Outcome:
+    args = wire.decode_args(body)
+    _require_sync(services)
+    found = services.extender.filter(args.pod, args.names)
+    return _Outcome(
+        body=wire.encode_filter(args, found.nodes, found.failed),
+        result="unasked" if found.failed is None else "fit" if found.nodes else "unfit",
+        pod=args.pod.key,
+        matters=found.failed is not None,
+    )
+
+
+async def _prioritize(services: Services, body: bytes) -> _Outcome:
+    args = wire.decode_args(body)
+    _require_sync(services)
+    scores = services.extender.prioritize(args.pod, args.names)
+    return _Outcome(
+        body=wire.encode_priorities(scores), result="scored", pod=args.pod.key, matters=False
+    )
+
+
+async def _bind(services: Services, body: bytes) -> _Outcome:
+    args = wire.decode_bind(body)
+    _require_sync(services)
+    await services.binder.bind(args)
+    return _Outcome(body=wire.encode_bind(""), result="bound", pod=args.pod)
+
+
+async def _review(services: Services, body: bytes) -> _Outcome:
+    answer = webhook.review(body, services.rules)
+    services.counters.admissions.labels(answer.result).inc()
+    return _Outcome(
+        body=answer.body,
+        result=answer.result,
+        pod=answer.pod,
+        error=answer.message,
+        matters=answer.result != "unchanged",
+    )
+
+
+def _require_sync(services: Services) -> None:
+    if not services.is_synced():
+        raise UnavailableError(NOT_SYNCED)
+
+
+def _no_priorities(_: str) -> bytes:
+    """Prioritize has no place for an error; the scheduler goes on without our scores."""
+    return wire.encode_priorities({})
+
+
+def _refuse(message: str) -> bytes:
+    return webhook.refuse(None, 400, message).body

@@ -1,0 +1,159 @@
+"""The scheduler extender's JSON (v1), between bytes and values. Pure.
+
+Its Go types carry no JSON tags: keys are the Go names, any letter case is accepted, the exact names
+are written, and what is unset is null. Source: ``k8s.io/kube-scheduler/extender/v1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from hami.core.objects import Pod
+from hami.errors import CodecError
+
+T = TypeVar("T")
+
+
+class Args(msgspec.Struct, frozen=True, kw_only=True):
+    """What filter and prioritize are asked: a pod, and nodes by name or as whole objects."""
+
+    pod: Pod
+    names: list[str]
+    objects: dict[str, msgspec.Raw] | None
+    """The nodes' own JSON by name, where the caller sent objects and wants objects back."""
+
+
+class BindArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """What bind is asked."""
+
+    name: str
+    namespace: str
+    uid: str
+    node: str
+
+    @property
+    def pod(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+
+class _NodeList(msgspec.Struct, frozen=True, kw_only=True):
+    items: tuple[msgspec.Raw, ...] = ()
+
+
+class _Meta(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class _Named(msgspec.Struct, frozen=True, kw_only=True):
+    metadata: _Meta
+
+
+class _ResultList(msgspec.Struct, frozen=True, kw_only=True):
+    metadata: dict[str, str] = {}
+    items: tuple[msgspec.Raw, ...]
+
+
+class _FilterResult(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    nodes: _ResultList | None = None
+    node_names: Iterable[str] | None = None
+    failed_nodes: Mapping[str, str] | None = None
+    failed_and_unresolvable_nodes: Mapping[str, str] | None = None
+    error: str = ""
+
+
+class _HostPriority(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
+    host: str
+    score: int
+
+
+_BIND_KEYS: Final = ("PodName", "PodNamespace", "PodUID", "Node")
+_TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENCODER = msgspec.json.Encoder()
+
+
+def decode_args(body: bytes) -> Args:
+    """The arguments of filter and prioritize.
+
+    Raises:
+        CodecError: The body is not what the protocol says; the message says where.
+    """
+    fields = _fields(body, "ExtenderArgs")
+    pod = _part(fields, "Pod", Pod)
+    if pod is None:
+        raise CodecError("ExtenderArgs: expected a Pod, met none")
+    names = _part(fields, "NodeNames", list[str])
+    if names is not None:
+        return Args(pod=pod, names=names, objects=None)
+    nodes = _part(fields, "Nodes", _NodeList)
+    if nodes is None:
+        raise CodecError("ExtenderArgs: expected NodeNames or Nodes, met neither")
+    objects = {_name(raw): raw for raw in nodes.items}
+    return Args(pod=pod, names=list(objects), objects=objects)
+
+
+def decode_bind(body: bytes) -> BindArgs:
+    """The arguments of bind.
+
+    Raises:
+        CodecError: The body is not what the protocol says, or leaves something empty.
+    """
+    fields = _fields(body, "ExtenderBindingArgs")
+    found = {key: _part(fields, key, str) or "" for key in _BIND_KEYS}
+    missing = [key for key, value in found.items() if not value]
+    if missing:
+        raise CodecError(f"ExtenderBindingArgs: expected {', '.join(missing)}, met none")
+    name, namespace, uid, node = found.values()
+    return BindArgs(name=name, namespace=namespace, uid=uid, node=node)
+
+
+def encode_filter(args: Args, feasible: Iterable[str], failed: Mapping[str, str] | None) -> bytes:
+    """The answer of filter, in the form of the question: names, or whole objects."""
+    if args.objects is None:
+        return _ENCODER.encode(_FilterResult(node_names=feasible, failed_nodes=failed))
+    items = tuple(args.objects[name] for name in feasible)
+    return _ENCODER.encode(_FilterResult(nodes=_ResultList(items=items), failed_nodes=failed))
+
+
+def encode_filter_error(message: str) -> bytes:
+    """The answer of a filter that could not be made."""
+    return _ENCODER.encode(_FilterResult(error=message))
+
+
+def encode_priorities(scores: Mapping[str, int]) -> bytes:
+    """The answer of prioritize."""
+    return _ENCODER.encode([_HostPriority(host, score) for host, score in scores.items()])
+
+
+def encode_bind(message: str) -> bytes:
+    """The answer of bind: empty where the pod is bound, else why not."""
+    return _ENCODER.encode({"Error": message})
+
+
+def _fields(body: bytes, what: str) -> dict[str, msgspec.Raw]:
+    """The top-level members by lower-cased key."""
+    try:
+        return {key.lower(): raw for key, raw in _TOP.decode(body).items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"{what}: {error}") from error
+
+
+def _part(fields: Mapping[str, msgspec.Raw], key: str, shape: type[T]) -> T | None:
+    """One member; None where it is missing or null."""
+    raw = fields.get(key.lower())
+    if raw is None or bytes(memoryview(raw)[:4]) == b"null":
+        return None
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"{key}: {error}") from error
+
+
+def _name(raw: msgspec.Raw) -> str:
+    try:
+        return msgspec.json.decode(raw, type=_Named).metadata.name
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CodecError(f"Nodes: {error}") from error
