@@ -53,8 +53,18 @@ log = get_logger(__name__)
 EXPIRE_SECONDS: Final = 1.0
 
 
-async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Where a running controller listens."""
+
+    server: int
+    health: int
+
+
+async def run(
+    settings: Settings, *, task_status: TaskStatus[Ports] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Run until SIGTERM or SIGINT; started once it is ready.
 
     Raises:
         ConfigError: A setting cannot be used: an address, a certificate, the kubeconfig.
@@ -66,7 +76,7 @@ async def run(settings: Settings) -> None:
     async with connect(settings.kube, metrics=KubeMetrics(registry)) as client:
         parts = _build(settings, client, registry)
         log.info("controller_started", version=__version__, mode=settings.controller.mode)
-        await _run(parts)
+        await _run(parts, task_status)
     log.info("controller_stopped")
 
 
@@ -162,10 +172,10 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     )
 
 
-async def _run(parts: _Parts) -> None:
+async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
     """Start everything, in order; return when told to stop and everything has stopped."""
     working = anyio.CancelScope()
-    listening: list[int] = []
+    listening: Ports | None = None
 
     def missing() -> str | None:
         if working.cancel_called:
@@ -175,7 +185,7 @@ async def _run(parts: _Parts) -> None:
         return None if listening else "not listening yet"
 
     async with anyio.create_task_group() as observed:
-        await observed.start(partial(_serve_health, parts, missing), name="health")
+        health_port = await observed.start(partial(_serve_health, parts, missing), name="health")
         async with anyio.create_task_group() as speaking:
             await speaking.start(parts.recorder.run, name="events")
             async with anyio.create_task_group() as watching:
@@ -185,11 +195,11 @@ async def _run(parts: _Parts) -> None:
                     watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
                     watching.start_soon(parts.handshake.run, name="handshake")
                     async with anyio.create_task_group() as serving:
-                        listening.append(
-                            await serving.start(
-                                server.serve, parts.services, parts.certificates, name="server"
-                            )
+                        port = await serving.start(
+                            server.serve, parts.services, parts.certificates, name="server"
                         )
+                        listening = Ports(server=port, health=health_port)
+                        task_status.started(listening)
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()
