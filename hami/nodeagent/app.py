@@ -64,12 +64,12 @@ async def run(settings: Settings) -> None:
     crashpoints.arm(os.environ.get(crashpoints.ENV), known=STEPS)
     registry = CollectorRegistry()
     async with connect(settings.kube, metrics=KubeMetrics(registry)) as client:
-        agent = await _build(settings, client, registry)
+        agent = await build(settings, client, registry)
         await agent.serve()
     log.info("node_agent_stopped", node=settings.node_agent.node_name)
 
 
-class _Agent:
+class Agent:
     """Every part, wired."""
 
     def __init__(
@@ -78,6 +78,7 @@ class _Agent:
         agent, vendors = settings.node_agent, vendor_table(settings)
         vendor, metrics = vendors[NVIDIA.name], AgentMetrics(registry)
         self.settings, self.registry, name = agent, registry, agent.node_name
+        self.port = agent.health_port
         self.events = EventRecorder(client, component=COMPONENT, instance=name)
         self.pods = Informer(
             Reflector(
@@ -166,7 +167,7 @@ class _Agent:
         """Start everything in order; return after a signal."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, tasks.cancel_scope, name="signals")
-            await tasks.start(
+            self.port = await tasks.start(
                 partial(
                     health.serve,
                     host=self.settings.health_host,
@@ -197,11 +198,11 @@ class _Agent:
         return None
 
 
-async def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> _Agent:
+async def build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> Agent:
     """The agent, with the shim installed and the regions of an earlier process found."""
     host_dir = Path(settings.node_agent.host_dir)
     shim = await anyio.to_thread.run_sync(install.install, install.PACKAGED, host_dir)
-    agent = _Agent(settings, client, registry, shim)
+    agent = Agent(settings, client, registry, shim)
     await agent.regions.load()
     return agent
 

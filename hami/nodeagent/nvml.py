@@ -8,6 +8,7 @@ Knows nothing of health policy: it says what it saw.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,16 +245,13 @@ def _numa(handle: object) -> int:
     """The device's NUMA node: as the kernel says, else as the driver says, else 0."""
     bus_id = str(pynvml.nvmlDeviceGetPciInfo(handle).busId).lower()
     path = _PCI_DEVICES / bus_id[-len("0000:00:00.0") :]
-    try:
-        # Another machine's device may stand at the address that a simulated one names.
+    with contextlib.suppress(OSError, ValueError):
+        # Another maker's device may stand at the address that a simulated one names.
         if (path / "vendor").read_text().strip() == _NVIDIA_PCI_VENDOR:
             return max(int((path / "numa_node").read_text()), 0)
-    except (OSError, ValueError) as error:
-        log.debug("numa_node_not_in_sysfs", path=str(path), error=str(error))
-    try:
+    with contextlib.suppress(pynvml.NVMLError):
         return max(int(pynvml.nvmlDeviceGetNumaNodeId(handle)), 0)
-    except pynvml.NVMLError:
-        return 0
+    return 0
 
 
 def _read_use(device: Device) -> DeviceUse:

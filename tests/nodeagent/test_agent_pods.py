@@ -1,0 +1,109 @@
+"""Pods get their devices: from the annotation to a running process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hami.core import codec
+from hami.core.vendors.nvidia import NVIDIA
+from hami.nodeagent import claims, region
+from hami.sandbox.gpu.node import PROBE
+from hami.sandbox.runtime import Isolation, Runtime
+from tests.support.agent import bound_pod, open_agent
+from tests.support.node import eventually
+
+OUT_OF_MEMORY = 2
+
+
+async def test_container_gets_its_devices_and_limits() -> None:
+    async with open_agent() as bench:
+        first, second, _ = bench.gpus.uuids
+
+        await bench.node.create(
+            bound_pod("a", [[(second, 3000), (first, 2000)]], run="env; sleep 1000")
+        )
+
+        await bench.node.phase("a", "Running")
+        log = await bench.node.logged("a", "HAMI_REGION_DIR", "c0")
+        assert f"NVIDIA_VISIBLE_DEVICES={second},{first}" in log
+        assert "CUDA_DEVICE_MEMORY_LIMIT_0=3000m" in log
+        assert "CUDA_DEVICE_MEMORY_LIMIT_1=2000m" in log
+        assert bench.annotation("a", NVIDIA.to_allocate_key) == ";"
+        assert bench.annotation("a", codec.BIND_PHASE_KEY) == "success"
+        (directory,) = bench.regions.iterdir()
+        use = region.read_usage(directory)
+        assert [(d.uuid, d.memory_limit_bytes) for d in use.devices] == [
+            (second, 3000 * 2**20),
+            (first, 2000 * 2**20),
+        ]
+
+
+async def test_kubelet_hands_out_ids_of_the_very_devices_of_the_allocation() -> None:
+    async with open_agent() as bench:
+        _, second, third = bench.gpus.uuids
+
+        await bench.node.create(bound_pod("a", [[(third, 100), (second, 100)]]))
+
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+        claim = claims.read(directory)
+        assert claim.ids == tuple(sorted((f"{third}-0", f"{second}-0")))
+        assert bench.count("hami_agent_identity_checks_total", result="confirmed") == 1
+
+
+async def test_every_container_in_turn_gets_its_own_part() -> None:
+    async with open_agent() as bench:
+        first, second, _ = bench.gpus.uuids
+        layout = [[(first, 100)], [], [(second, 200), (first, 200)], [(first, 300)]]
+
+        await bench.node.create(bound_pod("a", layout, init=1))
+
+        pod = await bench.node.phase("a", "Running")
+        uid = pod["metadata"]["uid"]
+        limits = {
+            path.name: [d.memory_limit_bytes for d in region.read_usage(path).devices]
+            for path in bench.regions.iterdir()
+        }
+        assert limits == {
+            f"{uid}_c0": [100 * 2**20],
+            f"{uid}_c2": [200 * 2**20] * 2,
+            f"{uid}_c3": [300 * 2**20],
+        }
+        assert bench.annotation("a", NVIDIA.to_allocate_key) == ";;;;"
+        assert bench.annotation("a", codec.BIND_PHASE_KEY) == "success"
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+async def test_process_in_the_container_sees_its_limit_and_is_held_to_it(
+    isolation: Isolation,
+) -> None:
+    runtime = Runtime(isolation=isolation)
+    async with open_agent(node_options={"runtime": runtime}) as bench:
+        first = bench.gpus.uuids[0]
+
+        await bench.node.create(bound_pod("a", [[(first, 3000)]], run=f"{PROBE} --fill"))
+
+        await bench.node.phase("a", "Succeeded")
+        (device,) = json.loads(await bench.node.log("a", "c0"))["devices"]
+        limit = 3000 * 2**20
+        assert device["uuid"] == first
+        assert device["cuda"] == {"total": limit, "free": limit, "device_total": limit}
+        assert device["nvml"] == {"total": limit, "free": limit, "used": 0}
+        assert device["fill"]["bytes"] == limit
+        assert device["fill"]["one_more_byte"] == OUT_OF_MEMORY
+
+
+async def test_region_is_removed_once_its_pod_is_gone() -> None:
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]]))
+        await bench.node.phase("a", "Running")
+
+        await bench.node.delete("a")
+
+        await bench.node.gone("a")
+        await eventually(
+            lambda: not list(bench.regions.iterdir()), lambda: list(bench.regions.iterdir())
+        )
+        assert bench.count("hami_agent_regions_removed_total") == 1
