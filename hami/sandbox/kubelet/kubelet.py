@@ -8,7 +8,7 @@ grace. Its containers are processes of this machine. What it leaves out stands i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -131,6 +131,7 @@ class Kubelet:
         async with self._admission:
             await self._stop_serving()
             await self._start_serving()
+            await retrying(self._node.register, "register node")
         log.info("kubelet_restarted", node=self.settings.node_name)
 
     async def _start_serving(self) -> None:
@@ -250,7 +251,7 @@ class Kubelet:
 
     async def read_log(
         self, namespace: str, name: str, container: str, *, lines: int | None, follow: bool
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """What the container wrote, and with ``follow`` what it writes until it ends.
 
         Raises:

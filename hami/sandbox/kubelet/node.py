@@ -94,7 +94,7 @@ class NodeReporter:
         self._changed.set()
 
     async def register(self) -> None:
-        """Create the Node, or take over the one that is there.
+        """Create the Node, or take over the one that is there, as a starting kubelet does.
 
         Raises:
             KubeError: The API server refuses.
@@ -114,7 +114,8 @@ class NodeReporter:
                 content_type=STRATEGIC_MERGE_PATCH,
             )
         self._uid = msgspec.json.decode(answer, type=_Known).metadata.get("uid", "")
-        self._changed.set()  # a Node that was there before may say otherwise of what it has
+        self._reported = {}  # a Node that was there before may say otherwise of what it has
+        self._changed.set()
         log.info("node_registered", node=self._settings.node_name)
 
     async def run(self) -> NoReturn:
@@ -140,17 +141,12 @@ class NodeReporter:
         status = self._status()
         if status == self._reported:
             return
-        try:
-            await self._client.patch(
-                NODES.path("", self._settings.node_name, subresource="status"),
-                {"status": self._with_heartbeat(status)},
-                content_type=STRATEGIC_MERGE_PATCH,
-            )
-        except NotFoundError:
-            self._reported = {}  # somebody deleted the Node: this node is still here
-            await self.register()
-        else:
-            self._reported = status
+        await self._client.patch(
+            NODES.path("", self._settings.node_name, subresource="status"),
+            {"status": self._with_heartbeat(status)},
+            content_type=STRATEGIC_MERGE_PATCH,
+        )
+        self._reported = status
 
     def _status(self) -> dict[str, Any]:
         machine = {

@@ -6,6 +6,7 @@ Protocol: device plugin API v1beta1 (``hami/nodeagent/proto/deviceplugin.proto``
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 import grpc
 import grpc.aio
 from anyio.abc import TaskGroup
@@ -46,6 +48,7 @@ VERSION: Final = "v1beta1"
 SOCKET: Final = "kubelet.sock"
 MAX_MESSAGE_BYTES: Final = 16 * 2**20
 STOP_SECONDS: Final = 5.0
+END: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
 
 _NAME: Final = re.compile(
     r"(?=[^/]{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?",
@@ -106,7 +109,7 @@ class PluginEndpoint:
         seconds = self._settings.plugin_dial_seconds
         try:
             with anyio.fail_after(seconds):
-                await self._channel.channel_ready()
+                await _answer(self._channel.channel_ready())
         except TimeoutError as error:
             raise PluginError(f"failed to dial device plugin after {seconds:.0f} s") from error
         self.options = await self._call(
@@ -116,11 +119,14 @@ class PluginEndpoint:
     async def follow(self, events: PluginEvents) -> None:
         """Pass on what the plugin sends until it goes away or ``stop`` is called."""
         with self._scope:
+            stream = self._stub.ListAndWatch(Empty())
             try:
-                async for response in self._stub.ListAndWatch(Empty()):
+                while (response := await _answer(stream.read())) is not END:
                     events.plugin_reported(self, cast(ListAndWatchResponse, response).devices)
-            except grpc.aio.AioRpcError as error:
-                log.info("device_plugin_lost", resource=self.resource, error=_text(error))
+            except PluginError as error:
+                log.info("device_plugin_lost", resource=self.resource, error=str(error))
+            finally:
+                stream.cancel()
         await self.close()
         events.plugin_disconnected(self)
 
@@ -197,11 +203,12 @@ class PluginEndpoint:
 
     async def _call(self, what: str, call: Awaitable[T]) -> T:
         try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            log.warning("device_plugin_refused", call=what, resource=self.resource,
-                        error=_text(error))  # fmt: skip
-            raise PluginError(_text(error)) from error
+            return await _answer(call)
+        except PluginError as error:
+            log.warning(
+                "device_plugin_refused", call=what, resource=self.resource, error=str(error)
+            )
+            raise
 
 
 class PluginServer(RegistrationServicer):
@@ -322,6 +329,24 @@ async def serve_unix(socket: Path, add: Callable[[grpc.aio.Server], object]) -> 
     except RuntimeError as error:
         raise SandboxError(f"socket {socket}: {error}") from error
     return server
+
+
+async def _answer(call: Awaitable[T]) -> T:
+    """What the plugin answers.
+
+    gRPC turns a cancellation of the waiting task into a bare ``CancelledError`` of its own, which
+    no cancel scope would know as its own: it would end the task.
+
+    Raises:
+        PluginError: It refused, or is gone.
+    """
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise PluginError(_text(error)) from error
+    except asyncio.CancelledError as error:
+        await anyio.lowlevel.checkpoint()  # raises in a scope that was cancelled
+        raise PluginError("rpc error: code = Canceled desc = the connection was closed") from error
 
 
 def _text(error: grpc.aio.AioRpcError) -> str:

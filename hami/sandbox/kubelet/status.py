@@ -86,31 +86,20 @@ def new_records(spec: PodSpec) -> Records:
     )
 
 
-def phase(spec: PodSpec, records: Records, *, over: bool) -> str:
-    """How far the pod has come; ``over`` where nothing will be started any more."""
-    if spec.restart_policy == "Never" and any(_failed_init(record) for record in records.init):
-        return "Failed"
-    states = [record.state for record in records.main]
-    stopped = [record for record in records.main if _stopped(record)]
-    waiting = [
-        record
-        for record in records.main
-        if isinstance(record.state, Waiting) and record.last is None
-    ]
+def phase(records: Records, *, over: bool) -> str:
+    """How far the pod has come.
+
+    Args:
+        records: Its containers.
+        over: Whether no process of it is left and none will come. Only then is a pod said to have
+            succeeded or failed: others take its devices when they read that.
+    """
     if over:
-        good = all(_succeeded(record) for record in records.main)
-        return "Succeeded" if good else "Failed"
+        return "Succeeded" if all(_succeeded(record) for record in records.main) else "Failed"
     if not initialized(records) and not any(_was_started(record) for record in records.main):
         return "Pending"
-    if waiting:
+    if any(isinstance(each.state, Waiting) and each.last is None for each in records.main):
         return "Pending"
-    if any(isinstance(state, Running) for state in states):
-        return "Running"
-    if len(stopped) == len(states) and spec.restart_policy != "Always":
-        if all(_succeeded(record) for record in stopped):
-            return "Succeeded"
-        if spec.restart_policy == "Never":
-            return "Failed"
     return "Running"
 
 
@@ -128,19 +117,8 @@ def _succeeded(record: Record) -> bool:
     return isinstance(record.state, Terminated) and record.state.exit_code == 0
 
 
-def _stopped(record: Record) -> bool:
-    return isinstance(record.state, Terminated) or (
-        isinstance(record.state, Waiting) and record.last is not None
-    )
-
-
 def _was_started(record: Record) -> bool:
     return isinstance(record.state, Running) or record.has_run
-
-
-def _failed_init(record: Record) -> bool:
-    ended = record.state if isinstance(record.state, Terminated) else record.last
-    return not record.spec.is_sidecar and ended is not None and ended.exit_code != 0
 
 
 def pod_status(
@@ -155,7 +133,7 @@ def pod_status(
         now: The time, for conditions that change.
         before: The status reported before, for those that do not.
     """
-    reached = phase(pod.spec, records, over=over)
+    reached = phase(records, over=over)
     return {
         "phase": reached,
         "reason": None,
