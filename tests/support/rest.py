@@ -10,12 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import anyio
 
 from hami.sandbox.apiserver import ApiServer
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The events of one watch."""
+
+    response: aiohttp.ClientResponse
+
+    async def take(self, count: int) -> list[Any]:
+        """The next so many events; fails if they do not come."""
+        with anyio.fail_after(10):
+            return [json.loads(await self._line()) for _ in range(count)]
+
+    async def take_all(self) -> list[Any]:
+        """The events until the server ends the stream."""
+        with anyio.fail_after(10):
+            return [json.loads(line) async for line in self.response.content]
+
+    async def _line(self) -> bytes:
+        line = await self.response.content.readline()
+        assert line.endswith(b"\n"), f"the stream ended with {line!r}"
+        return line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +71,13 @@ class Rest:
             wanted = (expect,) if expect else (200, 201)
             assert response.status in wanted, answer
             return answer
+
+    @asynccontextmanager
+    async def watch(self, path: str) -> AsyncIterator[Stream]:
+        url = f"{path}{'&' if '?' in path else '?'}watch=1"
+        async with self.session.get(url) as response:
+            assert response.status == 200, await response.text()
+            yield Stream(response)
 
     async def get(self, path: str, *, expect: int | None = None) -> Any:
         return await self.send("GET", path, expect=expect)

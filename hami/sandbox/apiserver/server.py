@@ -33,7 +33,9 @@ from hami.sandbox.apiserver.requests import Target, parse_target
 from hami.sandbox.apiserver.store import Store
 from hami.sandbox.apiserver.webhooks import ResolveService, WebhookCaller
 
-_STOP_SECONDS: Final = 2.0
+_FINISH_SECONDS: Final = 1.0
+"""How long requests in flight may take to end when the server stops."""
+_STOP_SECONDS: Final = 5.0
 _NAME: Final = "hami-sandbox"
 _REVIEW_PATH: Final = f"/apis/{discovery.REVIEW.group}/v1/{discovery.REVIEW.plural}"
 _log = get_logger(__name__)
@@ -127,7 +129,7 @@ class ApiServer:
             handle_signals=False,
             handler_cancellation=True,
             access_log=None,
-            shutdown_timeout=0.0,
+            shutdown_timeout=_FINISH_SECONDS,
         )
         async with self._webhooks:
             await runner.setup()
@@ -135,6 +137,7 @@ class ApiServer:
                 await self._listen(runner)
                 yield self
             finally:
+                self.faults.drop_streams()
                 with anyio.move_on_after(_STOP_SECONDS, shield=True):
                     await runner.cleanup()
 
