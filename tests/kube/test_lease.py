@@ -191,6 +191,29 @@ async def test_work_that_fails_fails_loudly_and_gives_the_lease_back(
 
 
 @pytest.mark.faults
+async def test_candidates_that_saw_the_same_free_lease_do_not_both_get_it(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    body = {"apiVersion": LEASES.api_version, "kind": "Lease", "metadata": {"name": "hami"}}
+    await client.post(LEASES.path(cluster.namespace), {**body, "spec": {"holderIdentity": ""}})
+    cluster.sandbox.faults.add(Fault(verb="patch", resource="leases", times=5, delay_seconds=0.1))
+    candidates = [Candidate(client, cluster, f"candidate-{number}") for number in range(5)]
+
+    async with anyio.create_task_group() as group:
+        for candidate in candidates:
+            await group.start(candidate.elector.run, candidate.lead)
+
+        async def all_have_tried() -> bool:
+            return cluster.sandbox.requests["patch", "leases"] > len(candidates)
+
+        await until(all_have_tried)
+        reigns = [candidate.reigns for candidate in candidates]
+        group.cancel_scope.cancel()
+
+    assert sorted(reigns) == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.faults
 async def test_a_leader_that_cannot_renew_stops_before_anybody_may_follow(
     client: KubeClient, cluster: Cluster
 ) -> None:
