@@ -82,7 +82,7 @@ class Extender:
         self._clock = clock
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
 
-    def filter(self, pod: Pod, nodes: list[str]) -> Feasible:
+    def filter(self, pod: Pod, nodes: tuple[str, ...]) -> Feasible:
         """Which of the nodes can take the pod; the best of them is held for it.
 
         Raises:
@@ -103,7 +103,7 @@ class Extender:
         chosen = (best,) if self._settings.mode == "exclusive" else ranking.feasible
         return Feasible(nodes=chosen, failed=ranking.failed)
 
-    def prioritize(self, pod: Pod, nodes: list[str]) -> dict[str, int]:
+    def prioritize(self, pod: Pod, nodes: tuple[str, ...]) -> dict[str, int]:
         """The nodes' scores, 0 to 10; the node that filter holds for the pod has the 10.
 
         Raises:

@@ -6,6 +6,7 @@ are written, and what is unset is null. Source: ``k8s.io/kube-scheduler/extender
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
 
@@ -21,7 +22,7 @@ class Args(msgspec.Struct, frozen=True, kw_only=True):
     """What filter and prioritize are asked: a pod, and nodes by name or as whole objects."""
 
     pod: Pod
-    names: list[str]
+    names: tuple[str, ...]
     objects: dict[str, msgspec.Raw] | None
     """The nodes' own JSON by name, where the caller sent objects and wants objects back."""
 
@@ -70,29 +71,52 @@ class _HostPriority(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
     score: int
 
 
+NAMES_KEPT: Final = 4
+"""Lists of names that are known again; several schedulers, or samples of one, may take turns."""
+
 _BIND_KEYS: Final = ("PodName", "PodNamespace", "PodUID", "Node")
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
 
 
-def decode_args(body: bytes) -> Args:
-    """The arguments of filter and prioritize.
+class ArgsDecoder:
+    """Decodes the arguments of filter and prioritize.
 
-    Raises:
-        CodecError: The body is not what the protocol says; the message says where.
+    Schedulers send the same thousands of names again and again: equal text gives the very tuple of
+    the time before, by which those who work on the names may know them again.
     """
-    fields = _fields(body, "ExtenderArgs")
-    pod = _part(fields, "Pod", Pod)
-    if pod is None:
-        raise CodecError("ExtenderArgs: expected a Pod, met none")
-    names = _part(fields, "NodeNames", list[str])
-    if names is not None:
-        return Args(pod=pod, names=names, objects=None)
-    nodes = _part(fields, "Nodes", _NodeList)
-    if nodes is None:
-        raise CodecError("ExtenderArgs: expected NodeNames or Nodes, met neither")
-    objects = {_name(raw): raw for raw in nodes.items}
-    return Args(pod=pod, names=list(objects), objects=objects)
+
+    def __init__(self) -> None:
+        self._names: deque[tuple[bytes, tuple[str, ...]]] = deque(maxlen=NAMES_KEPT)
+
+    def decode(self, body: bytes) -> Args:
+        """The arguments.
+
+        Raises:
+            CodecError: The body is not what the protocol says; the message says where.
+        """
+        fields = _fields(body, "ExtenderArgs")
+        pod = _part(fields, "Pod", Pod)
+        if pod is None:
+            raise CodecError("ExtenderArgs: expected a Pod, met none")
+        names = self._decode_names(fields)
+        if names is not None:
+            return Args(pod=pod, names=names, objects=None)
+        nodes = _part(fields, "Nodes", _NodeList)
+        if nodes is None:
+            raise CodecError("ExtenderArgs: expected NodeNames or Nodes, met neither")
+        objects = {_name(raw): raw for raw in nodes.items}
+        return Args(pod=pod, names=tuple(objects), objects=objects)
+
+    def _decode_names(self, fields: Mapping[str, msgspec.Raw]) -> tuple[str, ...] | None:
+        text = bytes(fields.get("nodenames", b"null"))
+        for known, names in self._names:
+            if known == text:
+                return names
+        decoded = _part(fields, "NodeNames", tuple[str, ...])
+        if decoded is not None:
+            self._names.append((text, decoded))
+        return decoded
 
 
 def decode_bind(body: bytes) -> BindArgs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -50,8 +51,8 @@ class Ranking:
         """The preferred node; among equals the first by name. None if nothing fits."""
         if not self.feasible:
             return None
-        top = self.preference.max()
-        return min(name for name, p in zip(self.feasible, self.preference, strict=True) if p == top)
+        top = np.flatnonzero(self.preference == self.preference.max())
+        return min(self.feasible[i] for i in top.tolist())
 
     def priorities(self) -> dict[str, int]:
         """Each feasible node's score as an extender gives it, 0 to 10; only ``best`` has 10."""
@@ -87,24 +88,24 @@ class Placer:
         self._answers: OrderedDict[PodRequest, _Answer] = OrderedDict()
 
     def rank(self, request: PodRequest, nodes: Iterable[str]) -> Ranking:
-        """Which of these nodes fit, how much each is preferred, and why the others do not fit."""
+        """Which of these nodes fit, how much each is preferred, and why the others do not fit.
+
+        Asked with the very tuple of the time before, it need not look the names up again.
+        """
+        names = tuple(nodes)
         answer = self._answer(request)
-        feasible: list[str] = []
-        chosen: list[int] = []
-        failed: dict[str, str] = {}
-        rows, reasons, fits = self._table.rows, answer.reasons, answer.feasible.tolist()
-        for name in nodes:
-            row = rows.get(name)
-            if row is None:
-                failed[name] = NodeReason.UNREGISTERED.value
-            elif fits[row]:
-                feasible.append(name)
-                chosen.append(row)
-            else:
-                failed[name] = reasons[row]
-        scores = answer.scores[np.asarray(chosen, np.int64)]
-        preference = -scores if request.node_policy is NodePolicy.SPREAD else scores
-        return Ranking(feasible=tuple(feasible), preference=preference, failed=failed)
+        rows = self._table.rows_of(names)
+        fits = answer.feasible[rows] & (rows >= 0) if answer.reasons else np.zeros(len(rows), bool)
+        failed = {
+            names[i]: answer.reasons[row] if row >= 0 else NodeReason.UNREGISTERED.value
+            for i, row in zip(np.flatnonzero(~fits).tolist(), rows[~fits].tolist(), strict=True)
+        }
+        scores = answer.scores[rows[fits]]
+        return Ranking(
+            feasible=tuple(compress(names, fits.tolist())) if failed else names,
+            preference=-scores if request.node_policy is NodePolicy.SPREAD else scores,
+            failed=failed,
+        )
 
     def choose(self, request: PodRequest, node: str) -> Choice | Verdict:
         """The devices a pod would get on a node now, or why it gets none."""

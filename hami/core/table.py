@@ -97,6 +97,7 @@ class DeviceTable:
         names: Node name of each row, None for a free row.
         uuids: Device UUIDs of each row, in column order.
         rows: Row number of each node.
+        layout: Moves when a node gets or loses its row.
         words: Vendor names, models and modes, numbered as they come.
     """
 
@@ -106,12 +107,14 @@ class DeviceTable:
         self.names: list[str | None] = []
         self.uuids: list[tuple[DeviceUuid, ...]] = []
         self.rows: dict[str, int] = {}
+        self.layout = 0
         self.words = Words()
         self._devices: list[tuple[Device, ...]] = []
         self._columns_of: list[dict[DeviceUuid, int]] = []
         self._rows_with: dict[DeviceUuid, set[int]] = {}
         self._free: list[int] = []
         self._generation = 0
+        self._asked: tuple[tuple[str, ...], int, Ints] = ((), 0, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -159,6 +162,7 @@ class DeviceTable:
         self._clear(row)
         self.names[row] = None
         self._free.append(row)
+        self.layout += 1
         self._touch(row)
 
     def devices(self, name: str) -> tuple[Device, ...]:
@@ -199,6 +203,18 @@ class DeviceTable:
                 c.used_memory[row, i] += sign * charge.memory
                 c.used_cores[row, i] += sign * charge.cores
         self._touch(row)
+
+    def rows_of(self, names: tuple[str, ...]) -> Ints:
+        """Row number of each node, -1 for an unknown one. Treat as read-only.
+
+        Schedulers ask about the same nodes again and again, so the last answer is kept.
+        """
+        asked, layout, rows = self._asked
+        if asked is not names or layout != self.layout:
+            get = self.rows.get
+            rows = np.fromiter((get(name, -1) for name in names), np.int64, len(names))
+            self._asked = names, self.layout, rows
+        return rows
 
     def places(self, uuids: Iterable[str]) -> list[tuple[int, int]]:
         """Every (row, column) that holds one of the devices."""
@@ -251,6 +267,7 @@ class DeviceTable:
                 self.columns = self.columns.grown(rows * 2, width)
                 self.generations = np.concatenate([self.generations, np.zeros(rows, np.int64)])
         self.rows[name] = row
+        self.layout += 1
         return row
 
     def _fit_width(self, devices: int) -> None:

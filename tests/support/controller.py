@@ -39,7 +39,7 @@ def settings_for(server: ApiServer, directory: Path, **controller: Any) -> Setti
     kubeconfig = directory / "kubeconfig"
     kubeconfig.write_text(server.kubeconfig())
     return Settings(
-        log=LogSettings(level="warning"),
+        log=LogSettings(format="json"),
         kube=KubeSettings(kubeconfig=str(kubeconfig), qps=1000.0, burst=1000),
         controller=ControllerSettings(
             host="127.0.0.1",
