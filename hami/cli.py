@@ -50,6 +50,7 @@ DirOption = Annotated[
 
 def main() -> None:
     """Run the command line; errors this project raises become one line and exit status 1."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C library writes past every handler
     try:
         app()
     except HamiError as error:

