@@ -22,7 +22,6 @@ from hami.core.vendor import Vendor
 from hami.crashpoints import crash_point
 from hami.errors import AllocateError, CodecError, ConflictError, HamiError, KubeError
 from hami.kube.events import EventRecorder
-from hami.kube.informer import Informer
 from hami.kube.resources import PODS, ObjectRef
 from hami.logs import get_logger
 from hami.nodeagent import allocate, pending
@@ -30,6 +29,7 @@ from hami.nodeagent.allocate import Grant, Limits, Shim
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.consume import PodWriter
 from hami.nodeagent.counters import AgentMetrics
+from hami.nodeagent.finder import PodFinder
 from hami.nodeagent.inventory import Inventory
 from hami.nodeagent.pending import Candidate, Entry
 from hami.nodeagent.regions import Regions
@@ -50,7 +50,7 @@ class Allocator:
         settings: Settings,
         *,
         vendor: Vendor,
-        pods: Informer[Pod],
+        finder: PodFinder,
         writer: PodWriter,
         regions: Regions,
         inventory: Inventory,
@@ -61,14 +61,13 @@ class Allocator:
         self._settings = settings
         self._agent = settings.node_agent
         self._vendor = vendor
-        self._pods = pods
+        self._finder = finder
         self._writer = writer
         self._regions = regions
         self._inventory = inventory
         self._shim = shim
         self._events = events
         self._metrics = metrics
-        self._consumed: dict[str, set[int]] = {}
         self.turn = anyio.Lock()
         """Held while a pod's entry goes from waiting to consumed."""
 
@@ -77,7 +76,7 @@ class Allocator:
     ) -> tuple[str, ...]:
         """The ids that stand for the devices of the pod in line; empty if that cannot be told."""
         try:
-            found = await self._wait_for_candidates(size)
+            found = await self._finder.find(size)
         except AllocateError as error:
             log.info("preference_not_known", devices=size, error=str(error))
             return ()
@@ -111,24 +110,14 @@ class Allocator:
             self._metrics.allocate_seconds.observe(time.monotonic() - started)
         return answer
 
-    def line(self, pod: Pod) -> tuple[Entry, ...]:
-        """The pod's entries that nobody has consumed, also where the watch has yet to show it.
-
-        Raises:
-            CodecError: The annotation cannot be read.
-        """
-        consumed = self._consumed.get(pod.metadata.uid, set())
-        return pending.waiting(pod, self._vendor, consumed=consumed)
-
     async def consume(self, pod: Pod, entry: Entry) -> None:
         """Take one entry out of the pod's line; the caller has the turn.
 
         Raises:
             ConflictError: The pod changed.
         """
-        before = self._consumed.setdefault(pod.metadata.uid, set())
-        await self._writer.consume(pod, entry, before=frozenset(before))
-        before.add(entry.position)
+        await self._writer.consume(pod, entry, before=self._finder.consumed(pod))
+        self._finder.remember(pod, entry)
 
     async def give_back(self, pod: Pod, entry: Entry) -> None:
         """Put an entry back in line that was consumed for another pod; the caller has the turn.
@@ -139,12 +128,21 @@ class Allocator:
         fresh = await self._writer.read(pod)
         if fresh is not None:
             await self._writer.give_back(fresh, entry)
-        self._consumed.get(pod.metadata.uid, set()).discard(entry.position)
+        self._finder.forget(pod, entry)
+
+    def limits(self, pod: Pod, entry: Entry) -> Limits:
+        """What the entry's container may use."""
+        return allocate.limits(
+            entry.devices,
+            container=container_of(pod, entry),
+            vendor=self._vendor,
+            settings=self._settings,
+        )
 
     async def _allocate(self, ids: Sequence[str]) -> Grant:
-        self._forget_finished()
-        uuids = self._known_devices(ids)
-        candidate = pending.choose(await self._wait_for_candidates(len(ids)), uuids)
+        self._finder.forget_absent()
+        uuids = self._offered(ids)
+        candidate = pending.choose(await self._finder.find(len(ids)), uuids)
         for attempt in range(1, ATTEMPTS + 1):
             if candidate is None:
                 break
@@ -162,9 +160,15 @@ class Allocator:
     async def _take(self, candidate: Candidate, ids: Sequence[str]) -> Grant:
         pod, entry = candidate.pod, candidate.entry
         self._check_devices(entry, ids)
-        region = await self._prepare(candidate, ids)
+        claim = claim_for(pod, entry, ids, library=str(self._shim.library))
+        region = candidate.region
+        if region is None:
+            region = await self._regions.prepare(claim, self.limits(pod, entry))
+        else:
+            await self._regions.hand_over(region, claim, self.limits(pod, entry))
         crash_point("allocate.prepared")
-        await self.consume(pod, entry)
+        if candidate.region is None:
+            await self.consume(pod, entry)
         crash_point("allocate.consumed")
         log.info(
             "container_allocated",
@@ -172,43 +176,35 @@ class Allocator:
             uid=pod.metadata.uid,
             container=entry.container,
             devices=[device.uuid for device in entry.devices],
+            repeated=candidate.region is not None,
         )
+        return self._grant(candidate, region)
+
+    def _grant(self, candidate: Candidate, region: Path) -> Grant:
         return allocate.grant(
-            entry.devices,
-            container=container_of(pod, entry),
+            candidate.entry.devices,
+            container=container_of(candidate.pod, candidate.entry),
             region=region,
             shim=self._shim,
             settings=self._agent,
         )
 
-    async def _prepare(self, candidate: Candidate, ids: Sequence[str]) -> Path:
-        pod, entry = candidate.pod, candidate.entry
-        claim = claim_for(pod, entry, ids, library=str(self._shim.library))
-        return await self._regions.prepare(claim, self.limits(pod, entry))
-
-    def limits(self, pod: Pod, entry: Entry) -> Limits:
-        """What the entry's container may use."""
-        return allocate.limits(
-            entry.devices,
-            container=container_of(pod, entry),
-            vendor=self._vendor,
-            settings=self._settings,
-        )
-
-    def _known_devices(self, ids: Sequence[str]) -> list[DeviceUuid]:
+    def _offered(self, ids: Sequence[str]) -> list[DeviceUuid]:
         """The devices behind the ids.
 
         Raises:
-            AllocateError: An id is none that this agent offers.
+            AllocateError: An id is none that this agent offers, or stands there twice.
         """
-        offered = {device.uuid for device in self._inventory.devices}
-        try:
-            uuids = [pending.physical(device_id) for device_id in ids]
-        except CodecError as error:
-            raise AllocateError(str(error)) from error
-        for device_id, uuid in zip(ids, uuids, strict=True):
-            if uuid not in offered:
+        here = {device.uuid: device for device in self._inventory.devices}
+        uuids = []
+        for device_id in ids:
+            try:
+                uuid = pending.physical(device_id)
+            except CodecError as error:
+                raise AllocateError(str(error)) from error
+            if uuid not in here:
                 raise AllocateError(f"expected a device of this node, met {device_id[:80]!r}")
+            uuids.append(uuid)
         if not ids or len(set(ids)) != len(ids):
             raise AllocateError(f"expected each device id once, met {list(ids)[:20]}")
         return uuids
@@ -228,39 +224,6 @@ class Allocator:
         if sorted(pending.physical(i) for i in ids) != sorted(d.uuid for d in entry.devices):
             log.warning("kubelet_chose_other_ids", container=entry.container, ids=list(ids))
 
-    async def _wait_for_candidates(self, count: int) -> tuple[Candidate, ...]:
-        """The pods that the kubelet may mean, as soon as the watch shows one.
-
-        Raises:
-            AllocateError: None appeared in time.
-        """
-        seconds = self._agent.pending_pod_seconds
-        try:
-            return await self._pods.wait_for(
-                lambda: self._candidates(count), timeout_seconds=seconds
-            )
-        except TimeoutError as error:
-            node = self._agent.node_name
-            here = [pod.key for pod in self._pods.list() if pending.allocating(pod, node)]
-            raise AllocateError(
-                f"no pod bound to node {node} waits for {count} devices "
-                f"(looked for {seconds:g} s; being allocated: {', '.join(sorted(here)) or 'none'})"
-            ) from error
-
-    def _candidates(self, count: int) -> tuple[Candidate, ...]:
-        return pending.candidates(
-            self._pods.list(),
-            self._vendor,
-            node=self._agent.node_name,
-            count=count,
-            consumed=self._consumed,
-            on_malformed=self._report_malformed,
-        )
-
-    def _report_malformed(self, pod: Pod, error: CodecError) -> None:
-        self._metrics.malformed_pods.inc()
-        log.warning("allocation_unreadable", pod=pod.key, error=str(error))
-
     async def _decide_again(
         self, candidate: Candidate, ids: Sequence[str], conflict: ConflictError
     ) -> Candidate | None:
@@ -269,15 +232,8 @@ class Allocator:
             fresh = await self._writer.read(candidate.pod)
         except KubeError as error:
             raise AllocateError(f"pod {candidate.pod.key}: {error}") from conflict
-        others = [p for p in self._pods.list() if p.metadata.uid != candidate.pod.metadata.uid]
-        found = pending.candidates(
-            [fresh, *others] if fresh is not None else others,
-            self._vendor,
-            node=self._agent.node_name,
-            count=len(ids),
-            consumed=self._consumed,
-            on_malformed=self._report_malformed,
-        )
+        pods = [*self._finder.others(candidate.pod), *([fresh] if fresh is not None else [])]
+        found = self._finder.among(pods, len(ids))
         return pending.choose(found, [pending.physical(i) for i in ids])
 
     async def _fail(self, candidate: Candidate, error: HamiError) -> None:
@@ -294,12 +250,6 @@ class Allocator:
             await self._writer.fail(pod)
         except KubeError as met:
             log.warning("failure_not_recorded", pod=pod.key, error=str(met))
-
-    def _forget_finished(self) -> None:
-        """Drop what was remembered of pods that are gone."""
-        here = {pod.metadata.uid for pod in self._pods.list()}
-        for uid in [uid for uid in self._consumed if uid not in here]:
-            del self._consumed[uid]
 
 
 def container_of(pod: Pod, entry: Entry) -> Container:

@@ -35,6 +35,7 @@ from hami.nodeagent.allocator import STEPS, Allocator
 from hami.nodeagent.consume import PodWriter
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.exporter import Exporter
+from hami.nodeagent.finder import PodFinder
 from hami.nodeagent.health import HealthTracker, XidPolicy
 from hami.nodeagent.housekeeping import Housekeeper
 from hami.nodeagent.identity import IdentityCheck
@@ -118,10 +119,18 @@ class Agent:
             metrics=metrics,
         )
         resources = PodResources(agent.pod_resources_socket, resource=vendor.resources.count)
+        finder = PodFinder(
+            agent,
+            vendor=vendor,
+            pods=self.pods,
+            regions=self.regions,
+            resources=resources,
+            metrics=metrics,
+        )
         allocator = Allocator(
             settings,
             vendor=vendor,
-            pods=self.pods,
+            finder=finder,
             writer=PodWriter(client, vendor=vendor, vendors=vendors),
             regions=self.regions,
             inventory=self.inventory,
@@ -133,6 +142,7 @@ class Agent:
             vendor=vendor,
             pods=self.pods,
             regions=self.regions,
+            finder=finder,
             allocator=allocator,
             resources=resources,
             events=self.events,
@@ -149,6 +159,7 @@ class Agent:
             agent,
             pods=self.pods,
             regions=self.regions,
+            finder=finder,
             allocator=allocator,
             resources=resources,
             shim=shim,

@@ -25,6 +25,7 @@ from hami.nodeagent.allocate import Shim
 from hami.nodeagent.allocator import Allocator
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
+from hami.nodeagent.finder import PodFinder
 from hami.nodeagent.podresources import Holder, Holdings, PodResources
 from hami.nodeagent.regions import Regions
 
@@ -40,6 +41,7 @@ class Housekeeper:
         *,
         pods: Informer[Pod],
         regions: Regions,
+        finder: PodFinder,
         allocator: Allocator,
         resources: PodResources,
         shim: Shim,
@@ -49,6 +51,7 @@ class Housekeeper:
         self._settings = settings
         self._pods = pods
         self._regions = regions
+        self._finder = finder
         self._allocator = allocator
         self._resources = resources
         self._shim = shim
@@ -114,7 +117,7 @@ class Housekeeper:
             return
         async with self._allocator.turn:
             try:
-                for entry in self._allocator.line(pod):
+                for entry in self._finder.line(pod):
                     allocating = pending.allocating(pod, self._settings.node_name)
                     if entry.container == claim.container and allocating:
                         await self._allocator.consume(pod, entry)

@@ -22,6 +22,7 @@ from hami.nodeagent import pending
 from hami.nodeagent.allocator import Allocator, claim_for
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
+from hami.nodeagent.finder import PodFinder
 from hami.nodeagent.pending import Entry
 from hami.nodeagent.podresources import Holder, Holdings, PodResources
 from hami.nodeagent.regions import Regions
@@ -40,6 +41,7 @@ class IdentityCheck:
         vendor: Vendor,
         pods: Informer[Pod],
         regions: Regions,
+        finder: PodFinder,
         allocator: Allocator,
         resources: PodResources,
         events: EventRecorder,
@@ -49,6 +51,7 @@ class IdentityCheck:
         self._vendor = vendor
         self._pods = pods
         self._regions = regions
+        self._finder = finder
         self._allocator = allocator
         self._resources = resources
         self._events = events
@@ -167,7 +170,7 @@ class IdentityCheck:
 
     def _line(self, pod: Pod) -> tuple[Entry, ...]:
         try:
-            return self._allocator.line(pod)
+            return self._finder.line(pod)
         except CodecError as error:
             log.warning("allocation_unreadable", pod=pod.key, error=str(error))
             return ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hami.core import codec
 from hami.core.allocation import BindPhase, ContainerDevice
@@ -45,6 +46,8 @@ class Candidate:
 
     pod: Pod
     entry: Entry
+    region: Path | None = None
+    """Prepared and consumed before, by an answer that the kubelet lost (see ``repeat``)."""
 
 
 def physical(device_id: str) -> DeviceUuid:

@@ -35,8 +35,6 @@ class Holder:
 class Holdings:
     """Who holds devices of one resource now. Plain init containers are not told by the kubelet."""
 
-    pods: frozenset[tuple[str, str]]
-    """Namespace and name of every pod the kubelet has admitted, with devices or without."""
     devices: Mapping[Holder, frozenset[str]]
     """Device ids of each container that holds any."""
 
@@ -82,6 +80,5 @@ def _read(answer: messages.ListPodResourcesResponse, resource: str) -> Holdings:
                 if held.resource_name == resource:
                     devices.setdefault(holder, set()).update(held.device_ids)
     return Holdings(
-        pods=frozenset((pod.namespace, pod.name) for pod in answer.pod_resources),
-        devices=MappingProxyType({holder: frozenset(ids) for holder, ids in devices.items()}),
+        devices=MappingProxyType({holder: frozenset(ids) for holder, ids in devices.items()})
     )

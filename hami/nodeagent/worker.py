@@ -36,11 +36,11 @@ class _Job(Generic[T]):
             result = self.function()
         except Exception as error:  # raised again where the result was asked for
             failure = error
+            self.finished.set()
             self._tell(lambda: self.future.set_exception(failure))
         else:
-            self._tell(lambda: self.future.set_result(result))
-        finally:
             self.finished.set()
+            self._tell(lambda: self.future.set_result(result))
 
     def _tell(self, settle: Callable[[], None]) -> None:
         def unless_given_up() -> None:

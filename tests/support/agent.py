@@ -170,7 +170,7 @@ class AgentBench:
         """The plugin, as a kubelet calls it."""
         socket = Path(self.settings.kubelet_dir) / SOCKET
         async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-            yield DevicePluginStub(channel)
+            yield DevicePluginStub(channel)  # type: ignore[no-untyped-call] # generated
 
     async def get(self, path: str) -> tuple[int, str]:
         """The answer of the agent's own HTTP server."""
