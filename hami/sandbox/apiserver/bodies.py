@@ -21,6 +21,7 @@ from hami.sandbox.apiserver.patching import (
     apply_json_patch,
     apply_merge_patch,
 )
+from hami.sandbox.apiserver.protobuf import PROTOBUF, decode_protobuf
 from hami.sandbox.apiserver.records import Object, Selection
 from hami.sandbox.apiserver.registry import DeleteOptions, Patch
 from hami.sandbox.apiserver.requests import Target, is_true
@@ -81,9 +82,12 @@ async def read_object(request: web.Request) -> Object:
 
 async def read_body(request: web.Request, shape: type[_Decoded]) -> _Decoded:
     """The body as a value of that shape."""
+    body = await _read(request)
+    if request.content_type == PROTOBUF:
+        return _convert(decode_protobuf(body), shape)
     if request.content_type not in (JSON, _NO_TYPE):
         raise answers.unsupported_media_type(request.content_type, supported=[JSON])
-    return _decode(await _read(request), shape)
+    return _decode(body, shape)
 
 
 async def read_patch(request: web.Request, target: Target) -> Patch:
@@ -97,8 +101,8 @@ async def read_patch(request: web.Request, target: Target) -> Patch:
 
 async def read_delete_options(request: web.Request) -> tuple[DeleteOptions, bool]:
     """The options of a deletion from body and query (the body counts), and if it is a dry run."""
-    body = await _read(request)
-    options = _decode(body, DeleteBody) if body else DeleteBody()
+    has_body = request.can_read_body and await _read(request)
+    options = await read_body(request, DeleteBody) if has_body else DeleteBody()
     return parse_delete_options(options, request.query)
 
 
@@ -189,5 +193,13 @@ def _decode(body: bytes, shape: type[_Decoded]) -> _Decoded:
     try:
         return msgspec.json.decode(body, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"the body of the request is not what it should be: {error}"
+        raise answers.bad_request(message) from error
+
+
+def _convert(obj: Object, shape: type[_Decoded]) -> _Decoded:
+    try:
+        return msgspec.convert(obj, shape)
+    except msgspec.ValidationError as error:
         message = f"the body of the request is not what it should be: {error}"
         raise answers.bad_request(message) from error
