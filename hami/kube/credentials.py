@@ -163,11 +163,10 @@ class Credentials:
                 return False
             self._renewed_at = self._clock()
             try:
-                fresh = await load(self._settings, self._environment)
+                await self._adopt(await load(self._settings, self._environment))
             except ConfigError as error:
                 log.warning("credentials_not_renewed", error=str(error))
                 return False
-            await self._adopt(fresh)
             log.info("credentials_renewed", host=self.host)
             return True
 
@@ -177,13 +176,12 @@ class Credentials:
         await self._api.close()
 
     async def _adopt(self, fresh: Configuration) -> None:
-        old, self._configuration = self._configuration, fresh
+        retired: list[ApiClient | aiohttp.ClientSession] = []
+        if _tls(self._configuration) != _tls(fresh):
+            retired = [self.session, self._api]
+            self._api, self.session = _open(fresh)
+        self._configuration = self._api.configuration = fresh
         self.route = _route(fresh)
-        if _tls(old) == _tls(fresh):
-            self._api.configuration = fresh
-            return
-        retired = (self.session, self._api)
-        self._api, self.session = _open(fresh)
         for one in retired:
             await one.close()  # its watches break, and begin again on the new session
 

@@ -22,7 +22,7 @@ from typing import Final, Generic, Literal, NamedTuple, NoReturn, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 
-from hami.errors import ConflictError, KubeError, NotFoundError
+from hami.errors import CodecError, ConflictError, KubeError, NotFoundError
 from hami.kube.backoff import Backoff, retrying
 from hami.kube.client import KubeClient
 from hami.kube.resources import EVENTS, ObjectRef
@@ -203,7 +203,7 @@ class EventRecorder:
             except anyio.get_cancelled_exc_class():
                 self._pending[said] = pending
                 raise
-            except KubeError as error:
+            except (KubeError, CodecError) as error:
                 self._metrics.events_dropped.labels("refused").inc()
                 log.warning(
                     "event_not_sent",

@@ -167,7 +167,7 @@ async def test_an_answer_that_stops_in_the_middle_is_unavailable(tmp_path: Path)
 
 
 async def test_waiting_for_a_turn_counts_against_the_deadline(tmp_path: Path) -> None:
-    slow = asking(answering(200), tmp_path, qps=0.001, burst=1, request_timeout_seconds=0.1)
+    slow = asking(answering(200), tmp_path, qps=0.001, burst=1, request_timeout_seconds=1.0)
     async with slow as client:
         await client.get("/x")
         with pytest.raises(UnavailableError, match="within"):

@@ -245,3 +245,26 @@ async def test_a_cluster_that_moved_is_found_when_credentials_are_renewed(tmp_pa
             assert client.host == new_address
         finally:
             await client.close()
+
+
+async def test_a_kubeconfig_that_was_spoilt_meanwhile_leaves_the_client_as_it_was(
+    tmp_path: Path,
+) -> None:
+    now = [0.0]
+    server = Guarded("right")
+    async with scripted(server) as address:
+        path = write_kubeconfig(tmp_path / "config", address, user={"token": "wrong"})
+        client = await client_with_clock(path, lambda: now[0])
+        try:
+            for spoilt in (b"no certificate", None):
+                if spoilt:
+                    write_kubeconfig(tmp_path / "config", "https://x", authority=spoilt)
+                else:
+                    (tmp_path / "config").write_text("{unbalanced")
+                now[0] += 60.0
+                with pytest.raises(KubeError) as refusal:
+                    await client.get("/x")
+                assert refusal.value.status == 401
+            assert client.host == address
+        finally:
+            await client.close()

@@ -18,14 +18,17 @@ from hami.sandbox.apiserver.faults import Fault
 from tests.support.cluster import Cluster
 from tests.support.kube import SOON, until
 
+STEADY = LeaseTimes(duration_seconds=60.0, renew_deadline_seconds=40.0, retry_seconds=0.05)
+"""No stall of a busy machine loses such a Lease."""
 QUICK = LeaseTimes(duration_seconds=1.0, renew_deadline_seconds=0.5, retry_seconds=0.05)
+"""For tests in which a Lease is to be lost."""
 
 
 class Candidate:
     """An elector whose work tells that it has begun and ended."""
 
     def __init__(
-        self, client: KubeClient, cluster: Cluster, identity: str, times: LeaseTimes = QUICK
+        self, client: KubeClient, cluster: Cluster, identity: str, times: LeaseTimes = STEADY
     ) -> None:
         self.elector = LeaderElector(
             client, namespace=cluster.namespace, name="hami", identity=identity, times=times
@@ -70,7 +73,7 @@ async def test_the_first_candidate_leads_and_says_so(client: KubeClient, cluster
         await soon(first.began)
         spec = await lease(client, cluster)
 
-    assert (spec["holderIdentity"], spec["leaseDurationSeconds"]) == ("first", 1)
+    assert (spec["holderIdentity"], spec["leaseDurationSeconds"]) == ("first", 60)
     assert spec["leaseTransitions"] == 0
     assert spec["renewTime"].endswith("Z")
 
@@ -97,9 +100,7 @@ async def test_a_second_candidate_waits_while_the_first_renews(
 
 
 async def test_a_leader_that_stops_hands_over_at_once(client: KubeClient, cluster: Cluster) -> None:
-    slow = LeaseTimes(duration_seconds=60.0, renew_deadline_seconds=40.0, retry_seconds=0.05)
-    first = Candidate(client, cluster, "first", slow)
-    second = Candidate(client, cluster, "second", slow)
+    first, second = Candidate(client, cluster, "first"), Candidate(client, cluster, "second")
 
     async with first.campaigning():
         await soon(first.began)
@@ -160,7 +161,7 @@ async def test_work_that_ends_by_itself_gives_the_lease_back(
     client: KubeClient, cluster: Cluster
 ) -> None:
     elector = LeaderElector(
-        client, namespace=cluster.namespace, name="hami", identity="brief", times=QUICK
+        client, namespace=cluster.namespace, name="hami", identity="brief", times=STEADY
     )
 
     async def nothing() -> None:
@@ -177,7 +178,7 @@ async def test_work_that_fails_fails_loudly_and_gives_the_lease_back(
     client: KubeClient, cluster: Cluster
 ) -> None:
     elector = LeaderElector(
-        client, namespace=cluster.namespace, name="hami", identity="broken", times=QUICK
+        client, namespace=cluster.namespace, name="hami", identity="broken", times=STEADY
     )
 
     async def fail() -> None:
@@ -217,7 +218,7 @@ async def test_candidates_that_saw_the_same_free_lease_do_not_both_get_it(
 async def test_a_leader_that_cannot_renew_stops_before_anybody_may_follow(
     client: KubeClient, cluster: Cluster
 ) -> None:
-    first = Candidate(client, cluster, "first")
+    first = Candidate(client, cluster, "first", QUICK)
 
     async with first.campaigning():
         await soon(first.began)
@@ -227,7 +228,7 @@ async def test_a_leader_that_cannot_renew_stops_before_anybody_may_follow(
         cluster.sandbox.faults.remove(fault)
 
         async def leads_again() -> bool:
-            return first.reigns == 2
+            return first.reigns > 1
 
         await until(leads_again)
 
