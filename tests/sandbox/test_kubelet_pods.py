@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import anyio
-
 from hami.kube.resources import LEASES, NODES
 from tests.support.kube import until
 from tests.support.node import (
@@ -17,15 +15,12 @@ from tests.support.node import (
     make_pod,
     open_node,
 )
+from tests.support.processes import ended
 
 
 def condition(pod: dict[str, Any], kind: str) -> dict[str, Any]:
     conditions: list[dict[str, Any]] = pod["status"]["conditions"]
     return next(each for each in conditions if each["type"] == kind)
-
-
-async def ended(pid: int) -> bool:
-    return not await anyio.Path(f"/proc/{pid}").exists()
 
 
 async def test_a_node_registers_itself_and_keeps_its_lease() -> None:

@@ -417,7 +417,7 @@ async def test_a_gated_pod_waits_for_its_gates() -> None:
         await bench.add_pod("b")
         await bench.bound("b", "n1")
         assert "nodeName" not in bench.find("a")["spec"]
-        gone = [{"op": "remove", "path": "/spec/schedulingGates"}]
+        gone: list[object] = [{"op": "remove", "path": "/spec/schedulingGates"}]
         await bench.client.patch(
             PODS.path("default", "a"), gone, content_type="application/json-patch+json"
         )

@@ -165,7 +165,7 @@ async def open_node(
     *, runtime: Runtime | None = None, root: Path | None = None, **settings: Any
 ) -> AsyncIterator[NodeBench]:
     """A cluster of the sandbox's own with one running node, quick in everything that waits."""
-    options = {
+    options: dict[str, Any] = {
         "node_name": NODE,
         "status_seconds": 0.2,
         "config_retry_seconds": 0.1,
