@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
@@ -222,6 +223,13 @@ class CacheMachine(RuleBasedStateMachine):
             assert all(min(c.slots, c.memory, c.cores) >= 0 for c in used.values())
 
     @invariant()
+    def nodes_without_pods_are_not_remembered(self) -> None:
+        assert set(self.cache._by_node) == {held.node for held in self.held.values()}
+        assert set(self.cache._expiring) == {
+            uid for uid, held in self.held.items() if held.expires_at is not None
+        }
+
+    @invariant()
     def nothing_is_charged_beyond_the_known_devices(self) -> None:
         columns = self.cache.table.columns
         charged = columns.used_slots + columns.used_memory + columns.used_cores
@@ -229,3 +237,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCache = CacheMachine.TestCase
+TestCache.settings = settings(stateful_step_count=30)

@@ -155,7 +155,7 @@ def taken(placement: fit.Placement, pod: PodRequest, table: DeviceTable, row: in
 def test_nodes_and_devices_are_those_of_the_plain_placer(
     data: st.DataObject, pod: PodRequest
 ) -> None:
-    nodes = [data.draw(node_devices()) for _ in range(data.draw(st.integers(1, 4)))]
+    nodes = [data.draw(node_devices()) for _ in range(data.draw(st.integers(1, 2)))]
     cordoned = data.draw(st.frozensets(st.sampled_from(["GPU-0", "GPU-3"])))
     table = DeviceTable()
     for number, devices in enumerate(nodes):
@@ -232,6 +232,14 @@ def test_numa_bind_takes_all_devices_from_one_node_that_has_enough() -> None:
     three = asking(make_demand(3, memory=1))
     assert chosen(make_pod_request(three, numa_bind=True), table) is None
     assert chosen(make_pod_request(three), table) is not None
+
+
+def test_numa_bind_takes_the_lowest_of_several_nodes_with_enough() -> None:
+    table = make_table([make_device(f"GPU-{i}", index=i, numa=(2, 1, 1, 2)[i]) for i in range(4)])
+
+    pod = make_pod_request(asking(make_demand(2, memory=1)), numa_bind=True)
+
+    assert chosen(pod, table) == [["GPU-1", "GPU-2"]]
 
 
 def test_app_containers_see_what_the_ones_before_them_take() -> None:

@@ -100,6 +100,21 @@ def test_every_node_asked_is_feasible_or_failed_with_its_reason() -> None:
     }
 
 
+def test_nodes_that_fail_at_different_containers_do_not_share_a_reason() -> None:
+    table = make_table(
+        [make_device("GPU-0"), make_device("GPU-1", index=1, memory=500)],
+        [make_device("GPU-2"), make_device("GPU-3", index=1, memory=1500)],
+    )
+    pod = make_pod_request(asking(make_demand(2, memory=1000)), asking(make_demand(3, memory=1000)))
+
+    ranking = Placer(table).rank(pod, ["node-0", "node-1"])
+
+    assert ranking.failed == {
+        "node-0": "1/2 AllocatedCardsInsufficientRequest, 1/2 CardInsufficientMemory",
+        "node-1": "NodeInsufficientDevice 3 of 2",
+    }
+
+
 def test_a_choice_names_devices_amounts_and_generation() -> None:
     table = make_table(make_devices(2), make_devices(2, prefix="OTHER"))
     pod = make_pod_request(

@@ -74,7 +74,9 @@ def test_a_removed_nodes_row_is_empty_and_used_again() -> None:
     table = make_table(make_devices(3), make_devices(2, prefix="OLD"), make_devices(1, prefix="X"))
     table.charge("node-1", {DeviceUuid("OLD-0"): Charge(slots=2, memory=3, cores=4)}, sign=1)
 
+    generation = table.generations[1]
     table.remove_node("node-1")
+    assert table.generations[1] > generation
     assert table.rows == {"node-0": 0, "node-2": 2}
     assert table.names == ["node-0", None, "node-2"]
     assert not table.view().columns.present[1].any()
