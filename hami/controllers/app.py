@@ -64,7 +64,7 @@ class Ports:
 async def run(
     settings: Settings, *, task_status: TaskStatus[Ports] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """Run until SIGTERM or SIGINT; started once it is ready.
+    """Run until SIGTERM or SIGINT; started once it listens, ready when ``/readyz`` says so.
 
     Raises:
         ConfigError: A setting cannot be used: an address, a certificate, the kubeconfig.
@@ -173,16 +173,16 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
 
 
 async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
-    """Start everything, in order; return when told to stop and everything has stopped."""
+    """Start everything, in order; return when told to stop and everything has stopped.
+
+    The server listens before the stores are full: admission needs none of them.
+    """
     working = anyio.CancelScope()
-    listening: Ports | None = None
 
     def missing() -> str | None:
         if working.cancel_called:
             return "stopping"
-        if not parts.services.is_synced():
-            return "not synced with the API server yet"
-        return None if listening else "not listening yet"
+        return None if parts.services.is_synced() else server.NOT_SYNCED
 
     async with anyio.create_task_group() as observed:
         health_port = await observed.start(partial(_serve_health, parts, missing), name="health")
@@ -191,15 +191,14 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
             async with anyio.create_task_group() as watching:
                 watching.start_soon(_stop_on_signal, working, name="signals")
                 with working:
-                    await _sync(parts, watching)
-                    watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
-                    watching.start_soon(parts.handshake.run, name="handshake")
                     async with anyio.create_task_group() as serving:
                         port = await serving.start(
                             server.serve, parts.services, parts.certificates, name="server"
                         )
-                        listening = Ports(server=port, health=health_port)
-                        task_status.started(listening)
+                        task_status.started(Ports(server=port, health=health_port))
+                        await _sync(parts, watching)
+                        watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
+                        watching.start_soon(parts.handshake.run, name="handshake")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ from hami.core.device import Device
 from hami.core.vendors.nvidia import NVIDIA
 from hami.sandbox.apiserver import ApiServer
 from tests.support import builders
+from tests.support.kube import until
 
 SOON = 15.0
 """Seconds in which anything that a test waits for happens, on a busy machine too."""
@@ -109,6 +106,10 @@ class Controller:
                 found.setdefault(sample.name, {})[labels] = sample.value
         return found
 
+    async def is_ready(self) -> bool:
+        async with self.session.get(self.health_url + "/readyz") as response:
+            return response.status == 200
+
     async def usage(self) -> Usage:
         """What the controller counts as used of each device, devices that are free left out."""
         metrics = await self.metrics()
@@ -135,19 +136,22 @@ class Controller:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, authority: ssl.SSLContext | None = None
+    settings: Settings, *, authority: ssl.SSLContext | None = None, ready: bool = True
 ) -> AsyncIterator[Controller]:
-    """A controller in this process, ready, while the block runs."""
+    """A controller in this process while the block runs; ready, unless that is not waited for."""
     scheme = "http" if authority is None else "https"
     async with aiohttp.ClientSession() as session, anyio.create_task_group() as group:
         with anyio.fail_after(SOON):
             ports: app.Ports = await group.start(partial(app.run, settings))
-        yield Controller(
+        controller = Controller(
             session=session,
             url=f"{scheme}://127.0.0.1:{ports.server}",
             health_url=f"http://127.0.0.1:{ports.health}",
             tls=authority or True,
         )
+        if ready:
+            await until(controller.is_ready)
+        yield controller
         group.cancel_scope.cancel()
 
 
@@ -181,8 +185,8 @@ def pod_object(
 ) -> dict[str, Any]:
     """A pod whose containers each ask for this."""
     names = NVIDIA.resources
-    limits = {names.count: gpus, names.memory: memory, names.cores: cores}
-    limits = {key: str(value) for key, value in limits.items() if value is not None}
+    asked = {names.count: gpus, names.memory: memory, names.cores: cores}
+    limits = {key: str(value) for key, value in asked.items() if value is not None}
     metadata: dict[str, Any] = {"name": name, "namespace": namespace}
     if annotations:
         metadata["annotations"] = dict(annotations)
