@@ -8,10 +8,46 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hami.sandbox.apiserver import answers
 from hami.sandbox.apiserver.kinds import Kind
 from hami.sandbox.apiserver.records import Change, Key, Record, Selection
+
+
+class Subscription:
+    """One reader of a collection's log: where it is, and whether there is something for it."""
+
+    __slots__ = ("_collection", "_news", "_position", "_selection")
+
+    def __init__(self, collection: Collection, selection: Selection, position: int) -> None:
+        self._collection = collection
+        self._selection = selection
+        self._position = position
+        self._news = asyncio.Event()
+
+    def take(self) -> list[Change] | None:
+        """The changes since the last call; None once the log has lost some of them."""
+        self._news.clear()
+        changes = self._collection.changes_from(self._position)
+        self._position = self._collection.end
+        return changes
+
+    async def wait(self) -> None:
+        """Return once there is a change that concerns the selection."""
+        await self._news.wait()
+
+    def notice(self, change: Change, *, at: int) -> None:
+        """Hear of a change before it is logged; one that is of no concern is passed over."""
+        if self._position == at and change.type_for(self._selection) is None:
+            self._position += 1
+        else:
+            self.wake()
+
+    def wake(self) -> None:
+        """Make the reader look."""
+        self._news.set()
 
 
 class Collection:
@@ -26,7 +62,7 @@ class Collection:
         self._log: list[Change] = []
         self._dropped = 0
         self._order: list[Key] | None = []
-        self._changed = asyncio.Event()
+        self._subscriptions: set[Subscription] = set()
 
     def select(self, selection: Selection) -> list[Record]:
         """The selected records, ordered by namespace and name."""
@@ -54,16 +90,23 @@ class Collection:
             return None
         return self._log[position - self._dropped :]
 
-    async def wait_for_change(self) -> None:
-        """Return after the next change, or once the log was forgotten."""
-        await self._changed.wait()
+    @contextmanager
+    def subscribed(self, selection: Selection, position: int) -> Iterator[Subscription]:
+        """A reader of the log that begins at the position."""
+        subscription = Subscription(self, selection, position)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
 
     def forget_changes(self, *, version: int) -> None:
         """Drop the log, so that no watch can go on from before ``version``."""
         self._dropped += len(self._log)
         self._log.clear()
         self.horizon = version
-        self._wake()
+        for subscription in self._subscriptions:
+            subscription.wake()
 
     def apply(self, change: Change) -> None:
         """Make the change visible to readers and watches."""
@@ -74,17 +117,14 @@ class Collection:
             self.records[key] = change.record
         if change.deleted or change.before is None:
             self._order = None
+        for subscription in self._subscriptions:
+            subscription.notice(change, at=self.end)
         self._log.append(change)
         excess = len(self._log) - self._event_window
         if excess > self._event_window // 8:
             self.horizon = self._log[excess - 1].version
             del self._log[:excess]
             self._dropped += excess
-        self._wake()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
 
     def _keys(self, namespace: str) -> list[Key]:
         if self._order is None:

@@ -7,6 +7,7 @@ kept as they come.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -239,14 +240,14 @@ def unknown_fields(kind: Kind, obj: Object) -> list[str]:
 
 
 def _unknown(shape: type[_Shape], value: Object, path: str) -> Iterator[str]:
-    known = {field.encode_name: field.type for field in msgspec.structs.fields(shape)}
+    known = _fields(shape)
     for name, item in value.items():
         where = f"{path}.{name}" if path else name
         if name not in known:
             if shape not in _OPEN:
                 yield where
             continue
-        inner = _inner_shape(known[name])
+        inner = known[name]
         if inner is None or item is None:
             continue
         if isinstance(item, list):
@@ -254,6 +255,13 @@ def _unknown(shape: type[_Shape], value: Object, path: str) -> Iterator[str]:
                 yield from _unknown(inner, element, f"{where}[{index}]")
         else:
             yield from _unknown(inner, item, where)
+
+
+@functools.cache
+def _fields(shape: type[_Shape]) -> Mapping[str, type[_Shape] | None]:
+    """The JSON names of a shape's fields, each with the shape within it, if there is one."""
+    fields = msgspec.structs.fields(shape)
+    return {field.encode_name: _inner_shape(field.type) for field in fields}
 
 
 def _inner_shape(annotation: Any) -> type[_Shape] | None:  # noqa: ANN401 - a type expression

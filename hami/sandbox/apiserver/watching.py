@@ -58,19 +58,19 @@ async def events(
     deadline = loop.time() + watch.timeout_seconds
     interval = watch.bookmark_seconds or watch.timeout_seconds
     next_bookmark = loop.time() + interval
-    while (changes := collection.changes_from(position)) is not None:
-        position += len(changes)
-        if lines := [line for change in changes if (line := _line(change, watch))]:
-            yield lines
-            continue
-        now = loop.time()
-        if watch.bookmark_seconds and now >= min(next_bookmark, deadline):
-            next_bookmark = now + interval
-            yield [_bookmark(collection, watch, version())]
-        if now >= deadline:
-            return
-        with anyio.move_on_after(min(deadline, next_bookmark) - now):
-            await collection.wait_for_change()
+    with collection.subscribed(watch.selection, position) as subscription:
+        while (changes := subscription.take()) is not None:
+            if lines := [line for change in changes if (line := _line(change, watch))]:
+                yield lines
+                continue
+            now = loop.time()
+            if watch.bookmark_seconds and now >= min(next_bookmark, deadline):
+                next_bookmark = now + interval
+                yield [_bookmark(collection, watch, version())]
+            if now >= deadline:
+                return
+            with anyio.move_on_after(min(deadline, next_bookmark) - now):
+                await subscription.wait()
 
 
 def _start(collection: Collection, watch: Watch, current: int) -> int:
