@@ -110,8 +110,8 @@ def facts(place: Path) -> dict[str, str]:
     return content
 
 
-def start(place: Path, layout: Layout, *, mode: str) -> None:
-    """Start a sandbox in the background and wait until it is ready.
+def start(place: Path, layout: Layout, *, mode: str) -> subprocess.Popen[bytes]:
+    """Start a sandbox in the background and wait until it is ready; its process.
 
     Raises:
         SandboxError: One runs already, or it did not come up; the message has its last words.
@@ -140,6 +140,7 @@ def start(place: Path, layout: Layout, *, mode: str) -> None:
             tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
             raise SandboxError("the sandbox did not come up: " + " | ".join(tail))
         time.sleep(_POLL_SECONDS)
+    return process
 
 
 def stop(place: Path) -> None:
