@@ -17,7 +17,7 @@ from hami.sandbox.apiserver.records import Object
 from hami.sandbox.apiserver.shapes import check_shape
 from hami.sandbox.apiserver.store import Store
 from hami.sandbox.apiserver.validation import validate
-from hami.sandbox.apiserver.webhooks import WebhookCaller
+from hami.sandbox.apiserver.webhooks import Webhooks
 
 _SYSTEM_PRIORITIES: Final = {
     "system-cluster-critical": 2_000_000_000,
@@ -28,7 +28,7 @@ _SYSTEM_PRIORITIES: Final = {
 class Admission:
     """The chain that admits, changes or refuses a write."""
 
-    def __init__(self, store: Store, webhooks: WebhookCaller) -> None:
+    def __init__(self, store: Store, webhooks: Webhooks) -> None:
         self._store = store
         self._webhooks = webhooks
 

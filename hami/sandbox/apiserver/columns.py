@@ -1,7 +1,7 @@
 """What ``kubectl get`` prints: a row of columns for each kind.
 
-Pure functions from an object and the time to a cell. Whatever an object holds, a cell comes out:
-status is written by others and is not validated.
+Pure functions from an object and the time to a cell. Status is written by others and not validated,
+so a cell that cannot be made of it says so and leaves the other rows alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ class Column:
     type: str = "string"
     format: str = ""
     priority: int = 0
+
+    def show(self, obj: Object, now: datetime) -> Any:  # noqa: ANN401 - any JSON value
+        """The cell of an object."""
+        try:
+            return self.cell(obj, now)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return "<invalid>"
 
     def define(self) -> Object:
         """The ``columnDefinition`` of a Table."""

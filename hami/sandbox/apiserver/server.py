@@ -30,8 +30,9 @@ from hami.sandbox.apiserver.kinds import ENDPOINTS
 from hami.sandbox.apiserver.pods import LogReader
 from hami.sandbox.apiserver.registry import Registry
 from hami.sandbox.apiserver.requests import Target, parse_target
+from hami.sandbox.apiserver.reviews import ResolveService, Reviewer
 from hami.sandbox.apiserver.store import Store
-from hami.sandbox.apiserver.webhooks import ResolveService, WebhookCaller
+from hami.sandbox.apiserver.webhooks import Webhooks
 
 _FINISH_SECONDS: Final = 1.0
 """How long requests in flight may take to end when the server stops."""
@@ -94,10 +95,9 @@ class ApiServer:
         self._port = port
         self._tls = tls
         self._tokens = dict(tokens or {})
-        self._webhooks = WebhookCaller(
-            self.store, resolve_service=resolve_service or self._find_endpoint
-        )
-        registry = Registry(self.store, Admission(self.store, self._webhooks))
+        self._reviewer = Reviewer(resolve_service=resolve_service or self._find_endpoint)
+        admission = Admission(self.store, Webhooks(self.store, self._reviewer))
+        registry = Registry(self.store, admission)
         self._api = Api(self.store, registry, faults=self.faults, bookmark_seconds=bookmark_seconds)
 
     @property
@@ -131,7 +131,7 @@ class ApiServer:
             access_log=None,
             shutdown_timeout=_FINISH_SECONDS,
         )
-        async with self._webhooks:
+        async with self._reviewer:
             await runner.setup()
             try:
                 await self._listen(runner)

@@ -113,7 +113,7 @@ class Table:
         now = self.now()
         rows = []
         for obj in objects:
-            row: Object = {"cells": [column.cell(obj, now) for column in columns]}
+            row: Object = {"cells": [column.show(obj, now) for column in columns]}
             if self.include != "None":
                 row["object"] = obj if self.include == "Object" else _partial(obj)
             rows.append(row)

@@ -1,37 +1,25 @@
-"""Calls admission webhooks, as the stored configurations say.
+"""Admission webhooks: which of them a write concerns, and what follows from their answers.
 
-Owns which webhooks a write concerns, the AdmissionReview exchange over TLS, and what follows from
-an answer or from none. What a webhook answers is not trusted: it is an answer to this very request
-or it is a failure. matchPolicy makes no difference here, since no kind has two versions.
+Input comes from the stored webhook configurations, compiled once per change of them. matchPolicy
+makes no difference here, since no kind has two versions.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import ssl
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
-
-import aiohttp
-import msgspec
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from hami.errors import SandboxError
 from hami.logs import get_logger
 from hami.sandbox.apiserver import answers, selectors
 from hami.sandbox.apiserver.kinds import MUTATING_WEBHOOKS, NAMESPACE, VALIDATING_WEBHOOKS, Kind
 from hami.sandbox.apiserver.operation import Operation
-from hami.sandbox.apiserver.patching import Json, PatchError, apply_json_patch
 from hami.sandbox.apiserver.records import Object, Selection
+from hami.sandbox.apiserver.reviews import Answer, CallError, Endpoint, Reviewer, patched
 from hami.sandbox.apiserver.store import Store
 
-_MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 _log = get_logger(__name__)
-
-ResolveService = Callable[[str, str, int], tuple[str, int] | None]
-"""From (namespace, name, port) of a Service to the host and port to connect to, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,58 +27,28 @@ class Webhook:
     """One webhook of a stored configuration, compiled."""
 
     name: str
-    client: Mapping[str, Any]
+    endpoint: Endpoint
     rules: tuple[Mapping[str, Any], ...]
     namespaces: tuple[selectors.Requirement, ...]
     objects: tuple[selectors.Requirement, ...]
-    versions: tuple[str, ...]
     ignores_failure: bool
-    timeout_seconds: float
-    reinvokes: bool = False
+    reinvokes: bool
 
 
-class _Answer(msgspec.Struct, rename="camel"):
-    uid: str
-    allowed: bool
-    patch: str | None = None
-    patch_type: str | None = None
-    status: dict[str, Any] | None = None
-    warnings: list[str] = msgspec.field(default_factory=list)
-
-
-class _Review(msgspec.Struct, rename="camel"):
-    kind: str
-    api_version: str
-    response: _Answer
-
-
-class _CallError(SandboxError):
-    """The webhook gave no usable answer."""
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Compiled:
-    version: int = -1
-    webhooks: tuple[Webhook, ...] = field(default_factory=tuple)
+    position: int
+    """Where the configurations' log ended when they were compiled."""
+    webhooks: tuple[Webhook, ...]
 
 
-class WebhookCaller:
-    """Asks the webhooks that a write concerns; use it as a context manager for its connections."""
+class Webhooks:
+    """Puts each write before the webhooks that it concerns."""
 
-    def __init__(self, store: Store, *, resolve_service: ResolveService) -> None:
+    def __init__(self, store: Store, reviewer: Reviewer) -> None:
         self._store = store
-        self._resolve_service = resolve_service
-        self._compiled = {kind: _Compiled() for kind in (MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS)}
-        self._contexts: dict[str, ssl.SSLContext] = {}
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> WebhookCaller:
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=256))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._reviewer = reviewer
+        self._compiled: dict[Kind, _Compiled] = {}
 
     async def mutate(self, operation: Operation, obj: Object, old: Object | None) -> Object:
         """The object as the mutating webhooks want it; raises StatusError if one denies it.
@@ -100,7 +58,9 @@ class WebhookCaller:
         """
         asked: list[Webhook] = []
         again: list[Webhook] = []
-        for webhook in self._matching(MUTATING_WEBHOOKS, operation, obj, old):
+        for webhook in self._webhooks(MUTATING_WEBHOOKS):
+            if not self._concerns(webhook, operation, obj, old):
+                continue
             changed = await self._ask_to_change(webhook, operation, obj, old)
             if changed != obj:
                 again = [earlier for earlier in asked if earlier.reinvokes]
@@ -115,41 +75,35 @@ class WebhookCaller:
 
         A deletion is put before the mutating ones too: they have nothing to change, but may deny.
         """
-        if obj is None:
-            for webhook in self._matching(MUTATING_WEBHOOKS, operation, obj, old):
+        kinds = [VALIDATING_WEBHOOKS] if obj else [MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS]
+        for webhook in (one for kind in kinds for one in self._webhooks(kind)):
+            if self._concerns(webhook, operation, obj, old):
                 await self._ask(webhook, operation, obj, old)
-        for webhook in self._matching(VALIDATING_WEBHOOKS, operation, obj, old):
-            await self._ask(webhook, operation, obj, old)
 
-    def _matching(
-        self, kind: Kind, operation: Operation, obj: Object | None, old: Object | None
-    ) -> list[Webhook]:
+    def _concerns(
+        self, webhook: Webhook, operation: Operation, obj: Object | None, old: Object | None
+    ) -> bool:
         if operation.target.kind in (MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS):
-            return []
-        namespace_labels = self._namespace_labels(operation, obj)
-        labels = [_labels(one) for one in (obj, old) if one is not None]
-        return [
-            webhook
-            for webhook in self._webhooks(kind)
-            if any(_covers(rule, operation) for rule in webhook.rules)
-            and (
-                namespace_labels is None
-                or selectors.matches_labels(webhook.namespaces, namespace_labels)
-            )
-            and any(selectors.matches_labels(webhook.objects, one) for one in labels)
-        ]
+            return False
+        if not any(_covers(rule, operation) for rule in webhook.rules):
+            return False
+        namespace = self._namespace_labels(operation, obj)
+        if namespace is not None and not selectors.matches_labels(webhook.namespaces, namespace):
+            return False
+        versions = (one for one in (obj, old) if one is not None)
+        return any(selectors.matches_labels(webhook.objects, _labels(one)) for one in versions)
 
     def _webhooks(self, kind: Kind) -> tuple[Webhook, ...]:
         """The webhooks of all configurations, in the order of their names; compiled once."""
-        compiled = self._compiled[kind]
         collection = self._store.collection(kind)
-        if compiled.version != collection.end:
-            compiled.version = collection.end
-            compiled.webhooks = tuple(
+        compiled = self._compiled.get(kind)
+        if compiled is None or compiled.position != collection.end:
+            webhooks = tuple(
                 _compile(webhook)
                 for record in collection.select(Selection())
                 for webhook in record.decode().get("webhooks") or ()
             )
+            compiled = self._compiled[kind] = _Compiled(collection.end, webhooks)
         return compiled.webhooks
 
     def _namespace_labels(
@@ -171,20 +125,19 @@ class WebhookCaller:
         if answer is None or not answer.patch:
             return obj
         try:
-            patched = _patched(obj, answer)
-        except _CallError as error:
+            return patched(obj, answer)
+        except CallError as error:
             if webhook.ignores_failure:
                 return obj
             raise _failed(webhook, error) from error
-        return patched
 
     async def _ask(
         self, webhook: Webhook, operation: Operation, obj: Object | None, old: Object | None
-    ) -> _Answer | None:
+    ) -> Answer | None:
         """The answer of a webhook that allows; None of one whose failure is ignored."""
         try:
-            answer = await self._call(webhook, operation, obj, old)
-        except _CallError as error:
+            answer = await self._reviewer.review(webhook.endpoint, operation, obj, old)
+        except CallError as error:
             _log.warning("webhook_failed", webhook=webhook.name, error=str(error))
             if webhook.ignores_failure:
                 return None
@@ -194,83 +147,21 @@ class WebhookCaller:
             raise _denied(webhook, answer.status or {})
         return answer
 
-    async def _call(
-        self, webhook: Webhook, operation: Operation, obj: Object | None, old: Object | None
-    ) -> _Answer:
-        version = next(one for one in webhook.versions if one in ("v1", "v1beta1"))
-        review = _build_review(operation, obj, old, version=version)
-        body = await self._post(webhook, msgspec.json.encode(review))
-        try:
-            answered = msgspec.json.decode(body, type=_Review)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _CallError(f"the answer is no AdmissionReview: {error}") from error
-        sent, met = review["apiVersion"], answered.api_version
-        if (answered.kind, met) != ("AdmissionReview", sent):
-            raise _CallError(f"expected AdmissionReview in {sent}, met {answered.kind} in {met}")
-        if answered.response.uid != review["request"]["uid"]:
-            raise _CallError(
-                f"expected response.uid={review['request']['uid']!r}, met {answered.response.uid!r}"
-            )
-        return answered.response
-
-    async def _post(self, webhook: Webhook, body: bytes) -> bytes:
-        url, server_name = self._address(webhook.client)
-        if self._session is None:
-            raise _CallError("the server is not running")
-        try:
-            async with self._session.post(
-                url,
-                data=body,
-                headers={"Content-Type": "application/json", "Accept": "application/json"},
-                ssl=self._context(webhook.client.get("caBundle") or ""),
-                server_hostname=server_name,
-                timeout=aiohttp.ClientTimeout(total=webhook.timeout_seconds),
-                allow_redirects=False,
-            ) as response:
-                answer = await _read_bounded(response)
-        except TimeoutError as error:
-            raise _CallError(f'Post "{url}": context deadline exceeded') from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _CallError(f'Post "{url}": {error}') from error
-        if response.status != 200:
-            text = answer[:200].decode(errors="replace")
-            raise _CallError(f'Post "{url}": the server answered {response.status}: {text}')
-        return answer
-
-    def _address(self, client: Mapping[str, Any]) -> tuple[str, str | None]:
-        """The URL to call, and the name on the certificate where the URL does not say it."""
-        if client.get("url"):
-            return str(client["url"]), None
-        service = client["service"]
-        namespace, name = service["namespace"], service["name"]
-        address = self._resolve_service(namespace, name, service.get("port") or 443)
-        if address is None:
-            raise _CallError(f'service "{name}" in namespace "{namespace}" has no endpoint')
-        path = (service.get("path") or "").lstrip("/")
-        return f"https://{address[0]}:{address[1]}/{path}", f"{name}.{namespace}.svc"
-
-    def _context(self, bundle: str) -> ssl.SSLContext:
-        context = self._contexts.get(bundle)
-        if context is None:
-            try:
-                pem = base64.b64decode(bundle).decode("ascii")
-                context = ssl.create_default_context(cadata=pem or None)
-            except (binascii.Error, UnicodeDecodeError, ssl.SSLError) as error:
-                raise _CallError(f"the caBundle holds no certificates: {error}") from error
-            self._contexts = {bundle: context}
-        return context
-
 
 def _compile(webhook: Object) -> Webhook:
+    versions = webhook["admissionReviewVersions"]
+    endpoint = Endpoint(
+        client=webhook["clientConfig"],
+        version=next(one for one in versions if one in ("v1", "v1beta1")),
+        timeout_seconds=float(webhook.get("timeoutSeconds") or 10),
+    )
     return Webhook(
         name=webhook["name"],
-        client=webhook["clientConfig"],
+        endpoint=endpoint,
         rules=tuple(webhook.get("rules") or ()),
         namespaces=selectors.from_object(webhook.get("namespaceSelector")),
         objects=selectors.from_object(webhook.get("objectSelector")),
-        versions=tuple(webhook["admissionReviewVersions"]),
         ignores_failure=webhook.get("failurePolicy") == "Ignore",
-        timeout_seconds=float(webhook.get("timeoutSeconds") or 10),
         reinvokes=webhook.get("reinvocationPolicy") == "IfNeeded",
     )
 
@@ -297,58 +188,6 @@ def _names(resource: str, operation: Operation) -> bool:
     if plural not in ("*", operation.target.kind.plural):
         return False
     return subresource in (operation.target.subresource, "*")
-
-
-def _build_review(
-    operation: Operation, obj: Object | None, old: Object | None, *, version: str
-) -> Object:
-    target = operation.target
-    kind = target.kind
-    group_kind = {"group": kind.group, "version": kind.version, "kind": kind.kind}
-    resource = {"group": kind.group, "version": kind.version, "resource": kind.plural}
-    request: Object = {
-        "uid": str(uuid.uuid4()),
-        "kind": group_kind,
-        "resource": resource,
-        "requestKind": group_kind,
-        "requestResource": resource,
-        "name": target.name or ((obj or {}).get("metadata") or {}).get("name", ""),
-        "operation": operation.verb,
-        "userInfo": {"username": operation.user, "groups": ["system:authenticated"]},
-        "object": obj,
-        "oldObject": old,
-        "dryRun": operation.dry_run,
-        "options": None,
-    }
-    if target.namespace:
-        request["namespace"] = target.namespace
-    if target.subresource:
-        request["subResource"] = request["requestSubResource"] = target.subresource
-    api_version = f"admission.k8s.io/{version}"
-    return {"kind": "AdmissionReview", "apiVersion": api_version, "request": request}
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(65536):
-        body += chunk
-        if len(body) > _MAX_ANSWER_BYTES:
-            raise _CallError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
-    return bytes(body)
-
-
-def _patched(obj: Object, answer: _Answer) -> Object:
-    if answer.patch_type != "JSONPatch":
-        raise _CallError(f"expected patchType JSONPatch, met {answer.patch_type!r}")
-    try:
-        operations: Json = msgspec.json.decode(base64.b64decode(answer.patch or ""))
-        copied = msgspec.json.decode(msgspec.json.encode(obj))
-        patched = apply_json_patch(copied, operations)
-    except (binascii.Error, ValueError, msgspec.DecodeError, PatchError) as error:
-        raise _CallError(f"the patch cannot be applied: {error}") from error
-    if not isinstance(patched, dict) or not isinstance(patched.get("metadata"), dict):
-        raise _CallError("the patch leaves no object")
-    return patched
 
 
 def _denied(webhook: Webhook, status: Mapping[str, Any]) -> answers.StatusError:
