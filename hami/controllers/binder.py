@@ -141,7 +141,7 @@ class Binder:
             return "repeated"
         task = _Task(args=args, request=read_request(pod, self._vendors, self._defaults))
         try:
-            await self._carry_out(task)
+            await self._carry_out(task, pod)
         except HamiError as error:
             if not await self._undo(task):
                 log.warning("bind_failed", pod=args.pod, node=args.node, error=str(error))
@@ -153,14 +153,18 @@ class Binder:
         )
         return "bound"
 
-    async def _carry_out(self, task: _Task) -> None:
+    async def _carry_out(self, task: _Task, pod: Pod) -> None:
         """Wait for the pod's turn, then decide and write, all within the deadline."""
         seconds, waits_for = self._settings.bind_timeout_seconds, "its twins on the node"
         try:
             with anyio.fail_after(seconds):
-                await self._take_turn(task)
+                if not task.request.empty:
+                    _refuse_settled(pod)
+                    self._reserve(task, pod)  # what cannot be had is told at once, the rest kept
+                    await self._take_turn(task)
+                    pod = await self._find(task.args)
                 waits_for = "the API server"
-                await self._decide(task, await self._find(task.args))
+                await self._decide(task, pod)
         except TimeoutError as error:
             raise UnavailableError(
                 f"bind of {task.args.pod} to {task.args.node}: waited for {waits_for}, "
@@ -169,11 +173,10 @@ class Binder:
 
     async def _take_turn(self, task: _Task) -> None:
         """Wait for pods on the node that the kubelet could not tell from this one."""
-        keys = keys_of_request(task.request)
-        if not keys:
-            return
         with self._counters.twin_seconds.time():
-            await self._twins.enter(task.args.uid, node=task.args.node, keys=keys)
+            await self._twins.enter(
+                task.args.uid, node=task.args.node, keys=keys_of_request(task.request)
+            )
 
     async def _decide(self, task: _Task, pod: Pod) -> None:
         """Choose, record and bind; again where somebody else was faster."""
