@@ -88,6 +88,7 @@ TARGETS = (
     LIBRARY_OF_THE_SHIM,
     SIMULATED_CUDA,
     SIMULATED_NVML,
+    Target("hami/shim/lib/region-reclaim", sources(SHIM, "process.c reclaim_main.c slots.c")),
     Target("hami/sandbox/gpu/lib/gpu-probe", sources(GPU, "probe.c")),
     Target("hami/sandbox/runtime/lib/sandbox-run", sources(RUNTIME, "sandbox-run.c")),
 )
@@ -112,6 +113,11 @@ def run_compiler(arguments: list[str]) -> None:
     )
     if done.returncode != 0:
         raise BuildError(f"{shlex.join(command)}\n{done.stderr or done.stdout}")
+
+
+def compile_c(output: Path, files: list[Path], extra: list[str]) -> None:
+    """Compile and link files outside of TARGETS with the same compiler and warnings."""
+    run_compiler([*FLAGS, "-o", str(output), *map(str, files), *extra, *LIBRARIES])
 
 
 def fingerprint(target: Target, flags: list[str]) -> str:

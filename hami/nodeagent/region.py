@@ -12,8 +12,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from pathlib import Path
@@ -33,6 +34,9 @@ CONTROL_MAGIC: Final = int.from_bytes(b"HMCONTRL", "little")
 USAGE_MAGIC: Final = int.from_bytes(b"HMIUSAGE", "little")
 CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
+
+_RECLAIM: Final = Path(__file__).resolve().parent.parent / "shim" / "lib" / "region-reclaim"
+_RECLAIM_SECONDS: Final = 10.0
 
 
 class Policy(IntEnum):
@@ -138,7 +142,8 @@ class Usage(ctypes.LittleEndianStructure):
         ("size", ctypes.c_uint32),
         ("slot_count", ctypes.c_uint32),
         ("device_count", ctypes.c_uint32),
-        ("reserved0", ctypes.c_uint8 * 40),
+        ("reclaimed_ns", ctypes.c_uint64),
+        ("reserved0", ctypes.c_uint8 * 32),
         ("active", ctypes.c_uint64 * (MAX_SLOTS // 64)),
         ("reserved1", ctypes.c_uint8 * 64),
         ("buckets", Bucket * MAX_DEVICES),
@@ -410,6 +415,39 @@ def read_usage(directory: Path) -> RegionUse:
             if process.token or any(use.used_bytes or use.pending_bytes for use in process.devices)
         ),
     )
+
+
+def reclaim(directory: Path, is_dead: Callable[[ProcessUse], bool]) -> int:
+    """Empty the slots of processes that are surely dead; returns how many were emptied.
+
+    For what the container's own processes cannot see: owners in other pid namespaces, and the
+    anonymous slot. ``is_dead`` is asked about every process that holds memory. Blocking.
+
+    Raises:
+        CodecError: See ``read_usage``; or the file changed while slots were emptied.
+        OSError: A file cannot be read, or the helper program is not built.
+    """
+    holding = [
+        process
+        for process in read_usage(directory).processes
+        if any(use.used_bytes or use.pending_bytes for use in process.devices)
+    ]
+    dead = [f"{process.slot}:{process.token}" for process in holding if is_dead(process)]
+    if not dead:
+        return 0
+    done = subprocess.run(
+        [_RECLAIM, directory / USAGE, *dead],
+        capture_output=True,
+        text=True,
+        timeout=_RECLAIM_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CodecError(
+            f"{directory / USAGE}: expected slots to be emptied, met exit code "
+            f"{done.returncode}: {done.stderr.strip()}"
+        )
+    return int(done.stdout)
 
 
 def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDevice]) -> ProcessUse:

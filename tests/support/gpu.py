@@ -39,11 +39,18 @@ class Machine:
     libraries: Path = node.LIBRARY_DIR
     extra: dict[str, str] = field(default_factory=dict)
     """More environment for every process."""
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
     def create(cls, path: Path, gpus: Sequence[GpuModel], **settings: int) -> Self:
         uuids = node.create_node_state(path / "gpus", gpus, node_name="test-node", **settings)  # type: ignore[arg-type]  # all of ours are ints
         return cls(path=path, uuids=uuids)
+
+    def stop(self) -> None:
+        """End what containers started and tests left running."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
 
     @property
     def state(self) -> Path:
@@ -114,7 +121,7 @@ class Container:
         )
 
     def start(self, *command: str | Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(word) for word in command],
             env=self.environment,
             stdin=subprocess.PIPE,
@@ -122,6 +129,8 @@ class Container:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.machine.started.append(process)
+        return process
 
 
 class Client:

@@ -102,7 +102,7 @@ class _Node(ctypes.LittleEndianStructure):
         ("context_bytes", ctypes.c_uint64),
         ("lock", ctypes.c_uint64),
         ("process_high", ctypes.c_uint32),
-        ("reserved0", ctypes.c_uint32),
+        ("exact_peaks", ctypes.c_uint32),
         ("last_event", ctypes.c_uint64),
         ("reserved1", ctypes.c_uint8 * 104),
         ("gpus", _Gpu * MAX_GPUS),
@@ -117,7 +117,7 @@ class GpuUse:
 
     used_bytes: int
     peak_bytes: int
-    """The most that living processes ever held at once."""
+    """The most that was ever held at once; by living processes, if peaks are exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,7 @@ def create_node_state(
     driver_version: str = DRIVER_VERSION,
     cuda_version: int = CUDA_VERSION,
     context_bytes: int = 0,
+    exact_peaks: bool = False,
 ) -> tuple[str, ...]:
     """Write the state of a node at rest; replaces an older one. The UUIDs, in order.
 
@@ -154,6 +155,7 @@ def create_node_state(
         driver_version: What the driver says it is.
         cuda_version: 12080 is CUDA 12.8.
         context_bytes: Device memory that every CUDA context takes.
+        exact_peaks: Never count a process that died just now into a peak; for tests.
 
     Raises:
         SandboxError: There are too many GPUs, or the file cannot be written.
@@ -169,6 +171,7 @@ def create_node_state(
         node_name=node_name.encode()[:63],
         driver_version=driver_version.encode()[:31],
         context_bytes=context_bytes,
+        exact_peaks=int(exact_peaks),
     )
     for index, model in enumerate(gpus):
         node.gpus[index] = _gpu(model, index, node_name=node_name)

@@ -32,10 +32,13 @@ void hami_region_detach(struct hami_region *region);
 /* Devices listed in control, clamped to HAMI_DEVICES. */
 unsigned hami_region_device_count(const struct hami_region *region);
 
-/* Claim a slot for region->self and set region->slot. Reclaims what dead processes left. */
+/* Claim a slot for region->self and set region->slot. Reclaims what processes left that are gone. */
 void hami_slot_claim(struct hami_region *region);
 
 /* Take over and empty the slots of dead processes that hold charges. Returns how many. */
 int hami_slots_reclaim(struct hami_region *region);
+
+/* Free the slot if `token` still owns it: the caller knows that its process is dead. */
+bool hami_slot_reclaim(struct hami_region *region, int index, uint64_t token);
 
 #endif

@@ -13,7 +13,7 @@
 #define CONTENTION_NS UINT64_C(2000000000) /* longest wait on others' announcements */
 #define RECLAIM_NS UINT64_C(50000000)      /* least time between two looks for the dead */
 #define BACKOFF_MIN_NS UINT64_C(10000)
-#define BACKOFF_MAX_NS UINT64_C(1000000)
+#define BACKOFF_DOUBLINGS 10
 #define STABLE_TRIES 64
 
 struct tally {
@@ -23,7 +23,6 @@ struct tally {
     int first;        /* lowest slot that announces anything */
 };
 
-static _Atomic uint64_t last_reclaim_ns;
 static _Atomic int turn; /* one thread of this process at a time may insist; see contend() */
 
 static uint64_t now_ns(clockid_t clock)
@@ -83,20 +82,19 @@ static bool take_stable_tally(const struct hami_region *region, unsigned device,
     return false;
 }
 
-static int reclaim_now_and_then(struct hami_region *region)
+/* One process of the container at a time, and not too often: it costs some 10 us a process. */
+static void reclaim_now_and_then(struct hami_region *region)
 {
     const uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
-    uint64_t last = atomic_load(&last_reclaim_ns);
-    if (now - last < RECLAIM_NS || !atomic_compare_exchange_strong(&last_reclaim_ns, &last, now))
-        return 0;
-    return hami_slots_reclaim(region);
+    uint64_t last = atomic_load(&region->usage->reclaimed_ns);
+    if (now - last >= RECLAIM_NS &&
+        atomic_compare_exchange_strong(&region->usage->reclaimed_ns, &last, now))
+        hami_slots_reclaim(region);
 }
 
 static void pause_with_jitter(unsigned round)
 {
-    uint64_t span = BACKOFF_MIN_NS << (round < 7 ? round : 7);
-    if (span > BACKOFF_MAX_NS)
-        span = BACKOFF_MAX_NS;
+    const uint64_t span = BACKOFF_MIN_NS << (round < BACKOFF_DOUBLINGS ? round : BACKOFF_DOUBLINGS);
     const uint64_t now = now_ns(CLOCK_MONOTONIC);
     const uint64_t jitter = (now * UINT64_C(0x9e3779b97f4a7c15)) >> 32;
     nanosleep(&(struct timespec){.tv_nsec = (long)(span / 2 + jitter % span)}, NULL);

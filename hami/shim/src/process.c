@@ -100,8 +100,10 @@ bool hami_process_is_dead(uint64_t token, const struct hami_process *self)
     if (hami_process_is_gone(token, self))
         return true;
     snprintf(name, sizeof name, "%d", hami_process_pid(token));
-    if (!self->proc_is_ours || !read_stat(name, &line))
-        return false; /* it exists, and /proc hides the rest (hidepid): let it live */
+    if (!self->proc_is_ours)
+        return false;
+    if (!read_stat(name, &line)) /* gone by now, or hidden from us (hidepid): then let it live */
+        return hami_process_is_gone(token, self);
     if (token_start(token) != 0 && LOW(line.start_ticks, START_BITS) != token_start(token))
         return true;
     /* A leader that called pthread_exit is a zombie while its threads run on: count them. */

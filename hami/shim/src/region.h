@@ -5,7 +5,7 @@
  *
  * Little-endian, fixed width, explicit padding, no pointers, no size_t. Append into reserved space
  * only; anything else is a new HAMI_REGION_VERSION. layout.c prints every offset, a test compares
- * them with region-layout.txt and with the ctypes mirror in hami/nodeagent/region.py.
+ * them with region-layout.txt beside this file and with the ctypes mirror in hami/nodeagent/region.py.
  * The rules by which the fields change are in docs/region.md.
  */
 #ifndef HAMI_REGION_H
@@ -91,7 +91,8 @@ struct hami_usage {
     uint32_t size; /* of the whole file, bytes */
     uint32_t slot_count;
     uint32_t device_count; /* rows a slot */
-    uint8_t reserved0[40];
+    _Atomic uint64_t reclaimed_ns; /* CLOCK_MONOTONIC of the last look for dead owners */
+    uint8_t reserved0[32];
     _Atomic uint64_t active[HAMI_SLOTS / 64]; /* bit i: slot i may hold charges; changed by its owner only */
     uint8_t reserved1[64];
     struct hami_bucket buckets[HAMI_DEVICES];
@@ -151,6 +152,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire format");
     X(hami_usage, size)                                                                            \
     X(hami_usage, slot_count)                                                                      \
     X(hami_usage, device_count)                                                                    \
+    X(hami_usage, reclaimed_ns)                                                                    \
     X(hami_usage, reserved0)                                                                       \
     X(hami_usage, active)                                                                          \
     X(hami_usage, reserved1)                                                                       \

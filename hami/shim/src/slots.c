@@ -40,10 +40,22 @@ static bool is_charged(const struct hami_slot *slot)
     return false;
 }
 
-/* Free the slot if `token` still owns it. */
-static bool reclaim(struct hami_region *region, int index, uint64_t token)
+/* Nobody owns the anonymous slot: take off what is charged now, and leave what comes after. */
+static bool empty_anonymous(struct hami_slot *slot)
+{
+    for (int device = 0; device < HAMI_DEVICES; device++) {
+        struct hami_usage_row *row = &slot->rows[device];
+        atomic_fetch_sub(&row->pending_bytes, atomic_load(&row->pending_bytes));
+        atomic_fetch_sub(&row->used_bytes, atomic_load(&row->used_bytes));
+    }
+    return true;
+}
+
+bool hami_slot_reclaim(struct hami_region *region, int index, uint64_t token)
 {
     struct hami_slot *slot = &region->usage->slots[index];
+    if (index == HAMI_ANONYMOUS_SLOT)
+        return empty_anonymous(slot);
     if (!atomic_compare_exchange_strong(&slot->owner, &token, region->self.token))
         return false;
     empty(slot);
@@ -52,16 +64,22 @@ static bool reclaim(struct hami_region *region, int index, uint64_t token)
     return true;
 }
 
-int hami_slots_reclaim(struct hami_region *region)
+static int reclaim_if(struct hami_region *region,
+                      bool (*is_dead)(uint64_t token, const struct hami_process *self))
 {
     int reclaimed = 0;
     for (int index = 0; index < HAMI_SLOTS; index++) {
-        const uint64_t token = atomic_load(&region->usage->slots[index].owner);
-        if (token != 0 && is_charged(&region->usage->slots[index]) &&
-            hami_process_is_dead(token, &region->self))
-            reclaimed += reclaim(region, index, token);
+        const struct hami_slot *slot = &region->usage->slots[index];
+        const uint64_t token = atomic_load(&slot->owner);
+        if (token != 0 && is_charged(slot) && is_dead(token, &region->self))
+            reclaimed += hami_slot_reclaim(region, index, token);
     }
     return reclaimed;
+}
+
+int hami_slots_reclaim(struct hami_region *region)
+{
+    return reclaim_if(region, hami_process_is_dead);
 }
 
 /* Own the slot if it is free, left by a dead process, or our own from before an exec. */
@@ -77,7 +95,7 @@ static bool take(struct hami_region *region, int index)
 void hami_slot_claim(struct hami_region *region)
 {
     struct hami_usage *usage = region->usage;
-    hami_slots_reclaim(region);
+    reclaim_if(region, hami_process_is_gone); /* zombies are found when memory runs short */
     for (int index = 0; index < HAMI_SLOTS; index++) {
         if (!take(region, index))
             continue;

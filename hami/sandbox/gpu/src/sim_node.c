@@ -19,7 +19,8 @@
 
 #include "process.h"
 
-#define TRIES_BEFORE_DOUBT 200
+#define TRIES_BEFORE_DOUBT 20 /* then sleep between tries, and now and then look at the holder */
+#define WAIT_NS 50000
 
 static pthread_mutex_t local_lock = PTHREAD_MUTEX_INITIALIZER; /* threads of a process share a token */
 static struct sim_node *_Atomic mapped;
@@ -86,12 +87,16 @@ static void lock(struct sim_node *node)
         uint64_t holder = 0;
         if (atomic_compare_exchange_strong(&node->lock, &holder, self.token))
             return;
+        if (tries < TRIES_BEFORE_DOUBT) {
+            sched_yield();
+            continue;
+        }
         if (tries % TRIES_BEFORE_DOUBT == 0 && hami_process_is_dead(holder, &self) &&
             atomic_compare_exchange_strong(&node->lock, &holder, self.token)) {
             sum_up(node);
             return;
         }
-        sched_yield();
+        nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
     }
 }
 
@@ -127,7 +132,7 @@ void sim_node_reap(void)
 }
 
 /* An entry of our own from before an exec counts as free: exec ended its contexts. */
-static struct sim_process *claim_locked(struct sim_node *node)
+static struct sim_process *find_entry_locked(struct sim_node *node)
 {
     for (uint32_t i = 0; i < SIM_PROCESSES; i++) {
         struct sim_process *process = &node->processes[i];
@@ -136,13 +141,25 @@ static struct sim_process *claim_locked(struct sim_node *node)
             continue;
         if (i >= atomic_load(&node->process_high))
             atomic_store(&node->process_high, i + 1);
+        return process;
+    }
+    return NULL;
+}
+
+static struct sim_process *claim_locked(struct sim_node *node)
+{
+    struct sim_process *process = find_entry_locked(node);
+    if (process == NULL) {
+        reap_locked(node);
+        process = find_entry_locked(node);
+    }
+    if (process != NULL) {
         atomic_store(&process->token, self.token);
         for (unsigned gpu = 0; gpu < SIM_GPUS; gpu++)
             process->rows[gpu] = (struct sim_row){0};
         atomic_store(&process->pid, self.pid);
-        return process;
     }
-    return NULL;
+    return process;
 }
 
 struct sim_process *sim_process(void)
@@ -154,7 +171,6 @@ struct sim_process *sim_process(void)
     lock(node);
     entry = atomic_load(&own_entry);
     if (entry == NULL) {
-        reap_locked(node);
         entry = claim_locked(node);
         atomic_store(&own_entry, entry);
     }
@@ -171,10 +187,11 @@ bool sim_node_take(unsigned gpu, uint64_t bytes)
     struct sim_gpu *device = &node->gpus[gpu];
     const uint64_t capacity = device->memory_bytes - device->reserved_bytes;
     lock(node);
-    if (atomic_load(&device->used_bytes) + bytes > capacity ||
-        atomic_load(&device->used_bytes) + bytes > atomic_load(&device->peak_bytes))
-        reap_locked(node); /* a new peak is a claim about living processes */
-    const uint64_t used = atomic_load(&device->used_bytes) + bytes;
+    uint64_t used = atomic_load(&device->used_bytes) + bytes;
+    if (used > capacity || (node->exact_peaks && used > atomic_load(&device->peak_bytes))) {
+        reap_locked(node);
+        used = atomic_load(&device->used_bytes) + bytes;
+    }
     const bool fits = bytes <= capacity && used <= capacity;
     if (fits) {
         atomic_fetch_add(&process->rows[gpu].bytes, bytes);

@@ -66,7 +66,7 @@ struct sim_node {
     uint64_t context_bytes; /* device memory that each context takes */
     _Atomic uint64_t lock;  /* token of the holder */
     _Atomic uint32_t process_high; /* entries at and above it were never used */
-    uint32_t reserved0;
+    uint32_t exact_peaks; /* look for the dead before each new peak: costs time a process */
     _Atomic uint64_t last_event; /* sequence of the newest */
     uint8_t reserved1[104];
     struct sim_gpu gpus[SIM_GPUS];
