@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import anyio
+
 from hami.kube.resources import LEASES, NODES
 from tests.support.kube import until
 from tests.support.node import (
     NODE,
+    another_kubelet,
     container,
     container_state,
     eventually,
@@ -289,3 +292,39 @@ async def test_the_start_of_a_pod_costs_few_writes() -> None:
         await bench.create(make_pod("a"))
         await bench.phase("a", "Running")
         assert bench.server.requests["patch", "pods/status"] <= 4
+
+
+async def test_a_node_takes_as_many_pods_as_it_has_room_for() -> None:
+    async with open_node(pods=2) as bench:
+        for name in "abcd":
+            await bench.create(make_pod(name))
+
+        def phases() -> list[str]:
+            pods = bench.server.store.list("pods")
+            return sorted(pod.get("status", {}).get("phase", "") for pod in pods)
+
+        wanted = ["Failed", "Failed", "Running", "Running"]
+        await eventually(lambda: phases() == wanted, phases)
+
+
+async def test_a_new_kubelet_runs_the_pods_that_it_finds() -> None:
+    async with open_node() as bench:
+        await bench.create(make_pod("a", container(run="echo up; exec sleep 1000")))
+        await bench.logged("a", "up")
+        async with another_kubelet(bench) as again:
+            await again.logged("a", "up\nup\n")
+
+
+async def test_a_pod_leaves_nothing_on_its_node() -> None:
+    async with open_node() as bench:
+        await bench.create(make_pod("a", container(run="echo up; exec sleep 1000")))
+        await bench.logged("a", "up")
+        pods = anyio.Path(bench.kubelet.settings.root / "pods")
+        assert [entry async for entry in pods.iterdir()]
+        await bench.delete("a")
+        await bench.gone("a")
+
+        async def empty() -> bool:
+            return not [entry async for entry in pods.iterdir()]
+
+        await until(empty)

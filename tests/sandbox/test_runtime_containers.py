@@ -367,3 +367,36 @@ async def all_ended(pids: list[int]) -> None:
 
 def test_the_helper_is_the_one_that_is_built() -> None:
     assert HELPER.is_file(), f"{HELPER} is missing: run `python native.py` first"
+
+
+async def test_a_followed_log_is_complete_though_turned_over_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    over = False
+    path.write_text("1\n2\n")
+    chunks = logs.follow(path, lines=1, ended=lambda: over)
+    assert await anext(chunks) == b"2\n"
+    with path.open("a") as file:
+        file.write("3\n")
+    assert await anext(chunks) == b"3\n"
+    path.rename(tmp_path / "log.1")
+    path.write_text("4\n")
+    assert await anext(chunks) == b"4\n"
+    with path.open("a") as file:
+        file.write("5\n")
+    path.unlink()
+    over = True
+    assert [chunk async for chunk in chunks] == [b"5\n"]
+
+
+async def test_a_log_that_comes_later_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    written = anyio.Event()
+    chunks = logs.follow(path, lines=None, ended=written.is_set)
+
+    async def write() -> None:
+        await anyio.Path(path).write_text("late\n")
+        written.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        assert [chunk async for chunk in chunks] == [b"late\n"]

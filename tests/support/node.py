@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+from anyio.abc import TaskStatus
 
 from hami.errors import NotFoundError
 from hami.kube.client import KubeClient, connect
 from hami.kube.resources import NODES, PODS, Resource
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.kubelet import Kubelet, KubeletSettings
-from hami.sandbox.runtime import HELPER, Runtime
+from hami.sandbox.runtime import Runtime
 from tests.support.cluster import open_cluster
 from tests.support.kube import SOON, until
 
@@ -71,6 +72,8 @@ class NodeBench:
     server: ApiServer
     client: KubeClient
     kubelet: Kubelet
+    stop_kubelet: Callable[[], Awaitable[None]]
+    """Ends the node's kubelet, and with it the node's containers."""
 
     @property
     def plugins(self) -> Path:
@@ -122,11 +125,11 @@ class NodeBench:
 
     async def log(self, name: str, container: str = "main") -> str:
         """What the container wrote; nothing while the node does not know the pod."""
-        chunks = self.kubelet.read_log("default", name, container, lines=None, follow=False)
         try:
-            return b"".join([chunk async for chunk in chunks]).decode()
+            chunks = self.kubelet.read_log("default", name, container, lines=None, follow=False)
         except NotFoundError:
             return ""
+        return b"".join([chunk async for chunk in chunks]).decode()
 
     async def logged(self, name: str, text: str, container: str = "main") -> str:
         """The container's log, once the text is in it."""
@@ -182,13 +185,36 @@ async def open_node(
                 runtime or Runtime(),
                 KubeletSettings(root=root or Path(directory), **options),
             )
-            async with anyio.create_task_group() as tasks:
-                with anyio.fail_after(SOON):
-                    await tasks.start(kubelet.run)
-                yield NodeBench(cluster.sandbox, client, kubelet)
-                tasks.cancel_scope.cancel()
+            async with running(kubelet) as stop:
+                yield NodeBench(cluster.sandbox, client, kubelet, stop)
 
 
-def require_helper() -> None:
-    """What a missing build looks like to a test, in words."""
-    assert HELPER.is_file(), f"{HELPER} is missing: run `python native.py` first"
+@asynccontextmanager
+async def running(kubelet: Kubelet) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """The kubelet runs until the block ends, or what it yields is called."""
+    ended = anyio.Event()
+    scope = anyio.CancelScope()
+
+    async def run(*, task_status: TaskStatus[None]) -> None:
+        with scope:
+            await kubelet.run(task_status=task_status)
+        ended.set()
+
+    async def stop() -> None:
+        scope.cancel()
+        await ended.wait()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.fail_after(SOON):
+            await tasks.start(run)
+        yield stop
+        scope.cancel()
+
+
+@asynccontextmanager
+async def another_kubelet(bench: NodeBench) -> AsyncIterator[NodeBench]:
+    """The node's kubelet is replaced by a new one, as after a reboot."""
+    await bench.stop_kubelet()
+    kubelet = Kubelet(bench.client, Runtime(), bench.kubelet.settings)
+    async with running(kubelet) as stop:
+        yield NodeBench(bench.server, bench.client, kubelet, stop)

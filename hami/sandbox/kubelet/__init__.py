@@ -4,7 +4,7 @@ Input: the API server's pods of this node, plugins on unix sockets. It must not 
 are for: a GPU is an id of an extended resource here, as it is for the real kubelet.
 """
 
-from hami.sandbox.kubelet.kubelet import Kubelet
+from hami.sandbox.kubelet.kubelet import Kubelet, KubeletMetrics
 from hami.sandbox.kubelet.settings import KubeletSettings
 
-__all__ = ["Kubelet", "KubeletSettings"]
+__all__ = ["Kubelet", "KubeletMetrics", "KubeletSettings"]

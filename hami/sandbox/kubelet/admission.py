@@ -7,7 +7,7 @@ of the cluster's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -50,7 +50,7 @@ def requests(pod: Pod) -> Amounts:
 def check(
     pod: Pod,
     *,
-    others: Iterable[Pod],
+    others: Sequence[Amounts],
     allocatable: Mapping[str, int],
     max_pods: int,
     labels: Mapping[str, str],
@@ -59,12 +59,11 @@ def check(
 
     Args:
         pod: Which.
-        others: The pods it has already.
+        others: What the pods need that it has already.
         allocatable: What it has, in whole units; cpu in thousandths.
         max_pods: How many pods it takes.
         labels: The node's.
     """
-    others = list(others)
     for key, value in (pod.spec.node_selector or {}).items():
         if labels.get(key) != value:
             return Refusal(
@@ -76,7 +75,7 @@ def check(
         return _insufficient("pods", 1, len(others), max_pods)
     used: Amounts = {}
     for other in others:
-        used = _sum(used, requests(other))
+        used = _sum(used, other)
     for resource, amount in requests(pod).items():
         scale = 1000 if resource == "cpu" else 1
         if resource not in allocatable or not amount:

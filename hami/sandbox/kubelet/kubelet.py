@@ -41,6 +41,20 @@ UNEXPECTED = "UnexpectedAdmissionError"
 STOP_SECONDS = 5.0
 
 
+class KubeletMetrics:
+    """What the kubelets of one process count."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the metrics."""
+        self.starts = Histogram(
+            "hami_sandbox_pod_start_seconds",
+            "From a pod's arrival at its node to its first container running",
+            ["node"],
+            registry=registry,
+            buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+        )
+
+
 class Kubelet:
     """One node."""
 
@@ -50,7 +64,7 @@ class Kubelet:
         runtime: Runtime,
         settings: KubeletSettings,
         *,
-        registry: CollectorRegistry | None = None,
+        metrics: KubeletMetrics | None = None,
     ) -> None:
         """Do nothing until ``run``.
 
@@ -58,7 +72,7 @@ class Kubelet:
             client: The API server.
             runtime: Starts the containers; may be shared by several nodes.
             settings: What the node is.
-            registry: Where its metrics go.
+            metrics: Where it counts; may be shared by several nodes.
         """
         self.settings = settings
         self._client = client
@@ -83,13 +97,8 @@ class Kubelet:
         self._admission = anyio.Lock()
         self._admitting: anyio.CancelScope | None = None
         self._devices: DeviceManager | None = None
-        self._starts = Histogram(
-            "hami_sandbox_pod_start_seconds",
-            "From a pod's arrival at its node to its first container running",
-            ["node"],
-            registry=registry or CollectorRegistry(),
-            buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
-        ).labels(settings.node_name)
+        metrics = metrics or KubeletMetrics(CollectorRegistry())
+        self._starts = metrics.starts.labels(settings.node_name)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Be the node until cancelled; started once it is registered and plugins may come.
@@ -182,13 +191,14 @@ class Kubelet:
             on_start=self._starts.observe,
         )
 
-    async def _admit(self, pod: Pod) -> Refusal | None:
+    async def _admit(self, worker: PodWorker) -> Refusal | None:
         """Decide on the pod, after those that came before it."""
         while True:
             async with self._admission:
                 with anyio.CancelScope() as self._admitting:
                     try:
-                        return await self._decide(pod)
+                        worker.stage = Stage.ACTIVE
+                        return await self._decide(worker.pod)
                     finally:
                         self._admitting = None
             # cancelled by a restart of the kubelet: begin again
@@ -207,7 +217,11 @@ class Kubelet:
             )
 
     def _check(self, pod: Pod) -> Refusal | None:
-        others = [other for other in self._active_pods() if other.uid != pod.uid]
+        others = [
+            worker.requests()
+            for worker in self._workers.values()
+            if worker.stage is Stage.ACTIVE and worker.pod.uid != pod.uid
+        ]
         allocatable = self._node.allocatable()
         for resource, count in self._book().in_use().items():
             # what containers hold is theirs, even if its devices are no longer well
@@ -237,7 +251,9 @@ class Kubelet:
 
     def _free_devices(self) -> None:
         assert self._devices is not None
-        self._devices.free_all_but({pod.uid for pod in self._active_pods()})
+        self._devices.free_all_but(
+            {uid for uid, worker in self._workers.items() if worker.stage is not Stage.OVER}
+        )
 
     def _expire_devices(self) -> None:
         assert self._devices is not None
@@ -249,7 +265,7 @@ class Kubelet:
         """Whether the pod is, or was until it was deleted, on this node."""
         return self._worker(namespace, name) is not None
 
-    async def read_log(
+    def read_log(
         self, namespace: str, name: str, container: str, *, lines: int | None, follow: bool
     ) -> AsyncGenerator[bytes, None]:
         """What the container wrote, and with ``follow`` what it writes until it ends.
@@ -265,17 +281,12 @@ class Kubelet:
                 f"{self.settings.node_name}",
                 status=404,
             )
-        path = worker.log_path(container)
-        if not follow:
-            yield container_logs.tail(path, lines=lines)
-            return
         running = worker
 
         def ended() -> bool:
-            return running.stage is Stage.OVER
+            return not follow or running.stage is Stage.OVER
 
-        async for chunk in container_logs.follow(path, lines=lines, ended=ended):
-            yield chunk
+        return container_logs.follow(worker.log_path(container), lines=lines, ended=ended)
 
     def _worker(self, namespace: str, name: str) -> PodWorker | None:
         for worker in self._workers.values():

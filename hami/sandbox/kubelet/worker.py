@@ -7,6 +7,7 @@ ends the containers: SIGTERM, the grace, SIGKILL; sidecars last.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskStatus
 
 from hami.errors import KubeError, NotFoundError, SandboxError
@@ -24,7 +26,7 @@ from hami.kube.client import KubeClient
 from hami.kube.events import EventRecorder
 from hami.kube.resources import PODS, ObjectRef
 from hami.logs import get_logger
-from hami.sandbox.kubelet import environment, status
+from hami.sandbox.kubelet import admission, environment, status
 from hami.sandbox.kubelet.admission import Refusal
 from hami.sandbox.kubelet.backoff import CrashLoop
 from hami.sandbox.kubelet.manager import RunOptions
@@ -55,6 +57,8 @@ DELETE_ATTEMPTS: Final = 1000
 class Stage(Enum):
     """How far a worker is."""
 
+    ARRIVED = "arrived"
+    """Others are admitted first; it may hold devices from before a restart."""
     ACTIVE = "active"
     """It is being admitted, or runs: it holds what it holds."""
     OVER = "over"
@@ -70,7 +74,7 @@ class Services:
     runtime: Runtime
     statuses: StatusReporter
     events: EventRecorder
-    admit: Callable[[Pod], Awaitable[Refusal | None]]
+    admit: Callable[[PodWorker], Awaitable[Refusal | None]]
     run_options: Callable[[Pod, Container], Awaitable[RunOptions]]
     on_over: Callable[[], None]
     """A pod's processes are gone: its devices may be freed."""
@@ -83,7 +87,7 @@ class PodWorker:
 
     def __init__(self, pod: Pod, services: Services) -> None:
         self.pod = pod
-        self.stage = Stage.OVER if pod.finished else Stage.ACTIVE
+        self.stage = Stage.OVER if pod.finished else Stage.ARRIVED
         self._services = services
         self._settings = services.settings
         self._records = status.new_records(pod.spec)
@@ -94,11 +98,22 @@ class PodWorker:
         self._gone = False
         self._began = time.monotonic()
         self._reported_start = False
+        self._requests: admission.Amounts | None = None
 
     @property
     def ref(self) -> ObjectRef:
         """Points at the pod, in this life of its."""
         return ObjectRef.to(PODS, self.pod)
+
+    def requests(self) -> admission.Amounts:
+        """What the pod needs.
+
+        Raises:
+            QuantityError: It asks for what is no quantity.
+        """
+        if self._requests is None:
+            self._requests = admission.requests(self.pod)
+        return self._requests
 
     @property
     def directory(self) -> Path:
@@ -150,12 +165,15 @@ class PodWorker:
     async def run(self) -> None:
         """From arrival to the removal of the pod from the API server."""
         try:
-            if self.stage is Stage.ACTIVE:
+            if self.stage is Stage.ARRIVED:
                 await self._live()
                 self.stage = Stage.OVER
                 self._services.on_over()
             await self._stopping.wait()
             await self._delete()
+            await anyio.to_thread.run_sync(
+                partial(shutil.rmtree, self.directory, ignore_errors=True)
+            )
         finally:
             with anyio.CancelScope(shield=True):
                 await self._kill_all()
@@ -164,7 +182,7 @@ class PodWorker:
 
     async def _live(self) -> None:
         with self._life:
-            refusal = await self._services.admit(self.pod)
+            refusal = await self._services.admit(self)
             if refusal is not None:
                 self._reject(refusal)
                 return

@@ -6,7 +6,9 @@ container wrote is what is returned.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncGenerator, Callable
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -20,38 +22,48 @@ CHUNK_BYTES: Final = 64 * 1024
 def tail(path: Path, *, lines: int | None = None) -> bytes:
     """The log, or its last lines; empty where there is none yet."""
     older = path.with_name(f"{path.name}.1")
-    content = b"".join(_content(file) for file in (older, path))
-    if lines is None:
-        return content
-    kept = content.splitlines(keepends=True)
-    return b"".join(kept[len(kept) - min(lines, len(kept)) :])
+    return _last(b"".join(_content(file) for file in (older, path)), lines)
 
 
 async def follow(
     path: Path, *, lines: int | None, ended: Callable[[], bool]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The log as ``tail`` returns it, then what is added until the container has ended.
+
+    What was written is returned even if the file is removed meanwhile.
 
     Args:
         path: The log.
         lines: How many lines to begin with; None for all.
         ended: Whether nothing will be added any more.
     """
-    begun = tail(path, lines=lines)
-    offset, inode = _size(path)
-    if begun:
-        yield begun
-    while True:
-        last_look = ended()
-        size, now = _size(path)
-        if now != inode or size < offset:
-            offset, inode = 0, now  # it was turned over
-        while chunk := _read(path, offset):
-            offset += len(chunk)
-            yield chunk
-        if last_look:
-            return
-        await anyio.sleep(FOLLOW_SECONDS)
+    file = _open(path)
+    try:
+        older = _content(path.with_name(f"{path.name}.1"))
+        if begun := _last(older + (_rest(file) if file else b""), lines):
+            yield begun
+        while True:
+            last_look = ended()
+            while file is not None and (chunk := file.read(CHUNK_BYTES)):
+                yield chunk
+            if _was_turned_over(path, file):
+                if file is not None:
+                    file.close()
+                file = _open(path)
+            elif last_look:
+                return
+            else:
+                await anyio.sleep(FOLLOW_SECONDS)
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _last(content: bytes, lines: int | None) -> bytes:
+    if lines is None:
+        return content
+    kept = content.splitlines(keepends=True)
+    return b"".join(kept[len(kept) - min(lines, len(kept)) :])
 
 
 def _content(path: Path) -> bytes:
@@ -61,18 +73,21 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _open(path: Path) -> FileIO | None:
     try:
-        status = path.stat()
+        return FileIO(path)
     except FileNotFoundError:
-        return 0, 0
-    return status.st_size, status.st_ino
+        return None
 
 
-def _read(path: Path, offset: int) -> bytes:
+def _rest(file: FileIO) -> bytes:
+    return file.readall() or b""
+
+
+def _was_turned_over(path: Path, file: FileIO | None) -> bool:
+    """Whether the path leads to another file by now."""
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(CHUNK_BYTES)
+        now = path.stat()
     except FileNotFoundError:
-        return b""
+        return False
+    return file is None or os.fstat(file.fileno()).st_ino != now.st_ino
