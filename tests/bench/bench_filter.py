@@ -25,7 +25,7 @@ import msgspec
 
 from hami.sandbox.apiserver import ApiServer
 from tests.support import controller as controllers
-from tests.support.processes import command
+from tests.support.commands import command
 
 FIRST = 60
 NEXT = 400
