@@ -203,6 +203,23 @@ def test_policy_decides_among_devices(policy: DevicePolicy, expected: str) -> No
     assert chosen(make_pod_request(asking(SMALL), device_policy=policy), table) == [[expected]]
 
 
+@pytest.mark.parametrize(
+    ("small", "used"),
+    [
+        pytest.param(make_device("GPU-0", slots=2), Charge(slots=1), id="slots"),
+        pytest.param(make_device("GPU-0", memory=2000), Charge(memory=4000), id="memory"),
+        pytest.param(make_device("GPU-0", cores=50), Charge(cores=10), id="cores"),
+    ],
+)
+def test_a_score_counts_the_request_itself(small: Device, used: Charge) -> None:
+    """The small device is idle, yet the request would fill it more than the other."""
+    table = make_table([small, make_device("GPU-1", index=1)])
+    table.charge("node-0", {DeviceUuid("GPU-1"): used}, sign=1)
+    pod = make_pod_request(asking(make_demand(memory=1000, cores=20)))
+
+    assert chosen(pod, table) == [["GPU-1"]]
+
+
 @pytest.mark.parametrize("policy", DevicePolicy)
 def test_equal_devices_are_taken_by_higher_numa_then_index_then_uuid(policy: DevicePolicy) -> None:
     table = make_table(

@@ -29,7 +29,7 @@ from tests.support.builders import (
 from tests.support.strategies import node_devices, pod_requests, small_containers
 
 SMALL = make_pod_request(asking(make_demand(memory=1000)))
-NODES = ["node-0", "node-1", "node-2"]
+NODES = ("node-0", "node-1", "node-2")
 
 
 def used_table(*memory: int) -> DeviceTable:
@@ -54,14 +54,14 @@ def test_node_policy_decides_among_nodes(policy: NodePolicy, expected: str) -> N
         make_pod_request(asking(make_demand(memory=1)), node_policy=policy), NODES
     )
 
-    assert ranking.feasible == tuple(NODES)
+    assert ranking.feasible == NODES
     assert ranking.best == expected
 
 
 def test_the_first_by_name_is_the_best_of_equals_whatever_the_order_asked() -> None:
     placer = Placer(used_table(1000, 1000, 1000))
 
-    rankings = [placer.rank(SMALL, order) for order in (NODES, NODES[::-1], ["node-2", "node-1"])]
+    rankings = [placer.rank(SMALL, order) for order in (NODES, NODES[::-1], NODES[:0:-1])]
 
     assert [ranking.best for ranking in rankings] == ["node-0", "node-0", "node-1"]
     assert rankings[1].feasible == ("node-2", "node-1", "node-0")

@@ -187,6 +187,30 @@ def test_one_device_may_be_registered_on_several_nodes() -> None:
     assert sorted(table.places(["GPU-0", "GPU-1", "GPU-x"])) == [(0, 0), (0, 1), (1, 0)]
 
 
+@forall(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["node-0", "node-1", "node-2"]), st.booleans()), max_size=8
+    )
+)
+def test_rows_of_the_same_names_follow_the_nodes(steps: list[tuple[str, bool]]) -> None:
+    table = DeviceTable()
+    names = ("node-1", "ghost", "node-0", "node-2", "node-1")
+
+    for node, there in steps:
+        if there:
+            table.set_node(node, make_devices(1))
+        else:
+            table.remove_node(node)
+        assert table.rows_of(names).tolist() == [table.rows.get(name, -1) for name in names]
+
+
+def test_rows_of_other_names_are_looked_up_anew() -> None:
+    table = make_table(make_devices(1), make_devices(1))
+
+    assert table.rows_of(("node-1",)).tolist() == [1]
+    assert table.rows_of(("node-0",)).tolist() == [0]
+
+
 def test_a_copy_stays_as_it_is_and_a_view_moves_along() -> None:
     table = make_table(make_devices(1), make_devices(1, prefix="B"))
     copied, viewed = table.copy([1, 0]), table.view()
