@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -261,6 +263,45 @@ async def test_a_mount_inside_a_mount_writes_to_its_source(namespaces: Bench) ->
     run = "cat /usr/local/hami-test/lib.so; echo made > /usr/local/hami-test/new"
     assert await namespaces.output(run, inner, outer) == "library\n"
     assert (cache / "new").read_text() == "made\n"
+
+
+async def test_mount_targets_may_be_written_untidily(namespaces: Bench) -> None:
+    source = namespaces.directory / "source"
+    source.mkdir()
+    (source / "file").write_text("hello\n")
+    mounts = [
+        Mount(host_path=str(source), container_path="/usr/local/hami-test/"),
+        Mount(host_path=str(source), container_path="//usr//local/./hami-test/inner/../deep"),
+    ]
+    run = "cat /usr/local/hami-test/file /usr/local/hami-test/deep/file"
+    assert await namespaces.output(run, *mounts) == "hello\n" * 2
+
+
+def test_namespaces_need_no_privileges() -> None:
+    place = Path(tempfile.mkdtemp(prefix="hami-"))
+    nobody: dict[str, Any] = (
+        {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    )
+    place.chmod(0o777)
+    try:
+        program = place / "sandbox-run"
+        shutil.copy(HELPER, program)
+        probe = subprocess.run([program, "--probe"], capture_output=True, check=False, **nobody)
+        if probe.returncode != 0:
+            pytest.skip(f"unprivileged users may not make namespaces here: {probe.stderr!r}")
+        (place / "file").write_text("hello\n")
+        (place / "root").mkdir(mode=0o777)
+        (place / "root").chmod(0o777)
+        options = ["--namespaces", "--log", f"{place}/log", "--root", f"{place}/root"]
+        mounts = ["--mount-ro", f"{place}/file", "/hami-test/deep/file"]
+        run = "cat /hami-test/deep/file; umount /hami-test/deep/file && echo unmounted"
+        command = ["--env", f"PATH={PATH}", "--", "/bin/sh", "-c", run]
+        subprocess.run([program, *options, *mounts, *command], check=False, **nobody)
+        output = (place / "log").read_text()
+    finally:
+        shutil.rmtree(place)
+    assert output.startswith("hello\n")
+    assert "\nunmounted" not in output
 
 
 async def test_a_mount_of_another_kind_than_what_is_there_is_refused(namespaces: Bench) -> None:

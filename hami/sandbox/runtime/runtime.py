@@ -6,6 +6,7 @@ child of it, and creating it is the cost.
 
 from __future__ import annotations
 
+import posixpath
 import socket
 import subprocess
 import sys
@@ -149,7 +150,7 @@ class Runtime:
             options += ["--namespaces", "--root", str(spec.scratch)]
             for mount in spec.mounts:
                 flag = "--mount-ro" if mount.read_only else "--mount-rw"
-                options += [flag, mount.host_path, mount.container_path]
+                options += [flag, mount.host_path, _normal(mount.container_path)]
         elif spec.mounts:
             plain.link_mounts(spec.mounts, spec.scratch)
             env = plain.rewrite(env, spec.mounts, spec.scratch)
@@ -158,3 +159,8 @@ class Runtime:
         for name, value in env.items():
             options += ["--env", f"{name}={value}"]
         return [self._helper, *options, "--", *spec.command]
+
+
+def _normal(path: str) -> str:
+    """The path without doubled and trailing slashes and dots; a relative one stays relative."""
+    return posixpath.normpath(f"/{path.lstrip('/')}" if path.startswith("/") else path)

@@ -704,5 +704,8 @@ int main(int argc, char **argv)
     struct options options = parse(argc, argv);
     if (options.socket >= 0)
         fcntl(options.socket, F_SETFD, FD_CLOEXEC);
-    return monitor(&options);
+    int code = monitor(&options);
+    free(options.binds);
+    free(options.env);
+    return code;
 }
