@@ -20,7 +20,7 @@ from hami.core.device import Device, DeviceUuid
 from hami.core.objects import Container, Pod
 from hami.core.vendor import Vendor
 from hami.crashpoints import crash_point
-from hami.errors import AllocateError, CodecError, ConflictError, HamiError, KubeError
+from hami.errors import AllocateError, CodecError, ConflictError, KubeError
 from hami.kube.events import EventRecorder
 from hami.kube.resources import PODS, ObjectRef
 from hami.logs import get_logger
@@ -130,6 +130,15 @@ class Allocator:
             await self._writer.give_back(fresh, entry)
         self._finder.forget(pod, entry)
 
+    async def fail(self, pod: Pod, reason: str, message: str) -> None:
+        """Tell the pod what happened; the kubelet tells it as well, from the answer it gets."""
+        log.error("allocation_failed", pod=pod.key, uid=pod.metadata.uid, error=message)
+        self._events.record(ObjectRef.to(PODS, pod), reason, message, type="Warning")
+        try:
+            await self._writer.fail(pod)
+        except KubeError as error:
+            log.warning("failure_not_recorded", pod=pod.key, error=str(error))
+
     def limits(self, pod: Pod, entry: Entry) -> Limits:
         """What the entry's container may use."""
         return allocate.limits(
@@ -153,7 +162,8 @@ class Allocator:
                 log.info("allocation_conflicted", pod=candidate.pod.key, attempt=attempt)
                 candidate = await self._decide_again(candidate, ids, error)
             except (AllocateError, KubeError, CodecError) as error:
-                await self._fail(candidate, error)
+                message = f"container {candidate.entry.container}: {error}"
+                await self.fail(candidate.pod, "AllocateFailed", message)
                 raise AllocateError(f"pod {candidate.pod.key}: {error}") from error
         raise AllocateError(f"{len(ids)} devices: their pod kept changing, or is gone")
 
@@ -216,6 +226,8 @@ class Allocator:
             AllocateError: A device of the allocation is not here, or not healthy.
         """
         here: dict[DeviceUuid, Device] = {d.uuid: d for d in self._inventory.devices}
+        if len({device.uuid for device in entry.devices}) != len(entry.devices):
+            raise AllocateError("a device stands twice in the allocation")
         for device in entry.devices:
             if device.uuid not in here:
                 raise AllocateError(f"device {device.uuid} is not on this node")
@@ -235,21 +247,6 @@ class Allocator:
         pods = [*self._finder.others(candidate.pod), *([fresh] if fresh is not None else [])]
         found = self._finder.among(pods, len(ids))
         return pending.choose(found, [pending.physical(i) for i in ids])
-
-    async def _fail(self, candidate: Candidate, error: HamiError) -> None:
-        """Tell the pod what happened; the kubelet tells it as well, from the answer it gets."""
-        pod = candidate.pod
-        log.error("allocation_failed", pod=pod.key, uid=pod.metadata.uid, error=str(error))
-        self._events.record(
-            ObjectRef.to(PODS, pod),
-            "AllocateFailed",
-            f"container {candidate.entry.container}: {error}",
-            type="Warning",
-        )
-        try:
-            await self._writer.fail(pod)
-        except KubeError as met:
-            log.warning("failure_not_recorded", pod=pod.key, error=str(met))
 
 
 def container_of(pod: Pod, entry: Entry) -> Container:

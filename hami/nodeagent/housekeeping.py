@@ -72,6 +72,8 @@ class Housekeeper:
         except UnavailableError as error:
             log.warning("kubelet_not_asked", error=str(error))
             holdings = None
+        if emptied := await self._regions.reclaim():
+            log.info("slots_reclaimed", slots=emptied)
         for path, claim in list(self._regions.claims.items()):
             try:
                 await self._tidy(path, claim, holdings)

@@ -103,7 +103,7 @@ class IdentityCheck:
             twin = self._twin(holder, claim) if len(found) == 1 else None
             if twin is None:
                 await self._return_to_line(claim, holdings)
-                raise self._refusal(holder, claim)
+                raise await self._refusal(holder, claim)
             pod, entry = twin
             true_claim = claim_for(pod, entry, ids, library=claim.library)
             await self._regions.hand_over(path, true_claim, self._allocator.limits(pod, entry))
@@ -128,7 +128,8 @@ class IdentityCheck:
                 return pod, entry
         return None
 
-    def _refusal(self, holder: Holder, claim: Claim) -> AllocateError:
+    async def _refusal(self, holder: Holder, claim: Claim) -> AllocateError:
+        """The error that keeps the container from starting, once its pod knows of it."""
         message = (
             f"container {holder.container} holds devices that were prepared for "
             f"{claim.namespace}/{claim.pod}, container {claim.container}"
@@ -136,8 +137,7 @@ class IdentityCheck:
         self._count("refused")
         pod = self._pods.get(holder.namespace, holder.pod)
         if pod is not None:
-            ref = ObjectRef.to(PODS, pod)
-            self._events.record(ref, "DevicesMismatched", message, type="Warning")
+            await self._allocator.fail(pod, "DevicesMismatched", message)
         return AllocateError(f"pod {holder.namespace}/{holder.pod}: {message}")
 
     async def _consume(self, pod: Pod, entry: Entry) -> None:

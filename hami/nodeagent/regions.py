@@ -8,6 +8,7 @@ Directories survive this process; their claims are read back at start. File work
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import anyio.to_thread
 
 from hami.errors import AllocateError, CodecError
 from hami.logs import get_logger
-from hami.nodeagent import claims, region
+from hami.nodeagent import claims, processes, region
 from hami.nodeagent.allocate import Limits
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
@@ -109,6 +110,22 @@ class Regions:
             found.append(_sample(claim, use))
         return tuple(found)
 
+    async def reclaim(self) -> int:
+        """Empty the slots that dead processes left; how many.
+
+        A container's next process does the same when it needs the room; this is for containers
+        whose last process has ended.
+        """
+        is_dead = _DeathCheck()
+        emptied = 0
+        for path in list(self._claims):
+            try:
+                emptied += await self._in_thread(partial(region.reclaim, path, is_dead))
+            except (CodecError, OSError, subprocess.TimeoutExpired) as error:
+                self._metrics.malformed_regions.inc()
+                log.warning("region_not_reclaimed", path=str(path), error=str(error))
+        return emptied
+
     async def remove(self, path: Path) -> None:
         """Remove a region that no container uses any more.
 
@@ -164,6 +181,18 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
         priority=limits.priority,
         policy=_POLICIES[limits.policy],
     )
+
+
+class _DeathCheck:
+    """Looks at the machine's processes once, and only if there is anything to ask about."""
+
+    def __init__(self) -> None:
+        self._living: processes.Living | None = None
+
+    def __call__(self, process: region.ProcessUse) -> bool:
+        if self._living is None:
+            self._living = processes.look()
+        return self._living.is_dead(process.pid_namespace, process.pid)
 
 
 def _sample(claim: Claim, use: region.RegionUse) -> ContainerSample:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,11 +18,6 @@ from hami.nodeagent.proto.deviceplugin_pb2 import (
     ListAndWatchResponse,
     PreferredAllocationRequest,
     PreStartContainerRequest,
-    RegisterRequest,
-)
-from hami.nodeagent.proto.deviceplugin_pb2_grpc import (
-    RegistrationServicer,
-    add_RegistrationServicer_to_server,
 )
 from tests.support.agent import (
     SOCKET,
@@ -37,6 +30,7 @@ from tests.support.agent import (
 from tests.support.gpus import simulated_gpus
 from tests.support.kube import SOON, until
 from tests.support.node import eventually, open_node
+from tests.support.scripted_kubelet import ScriptedKubelet
 
 SLOTS = 10
 
@@ -237,32 +231,8 @@ async def test_plugin_comes_back_when_its_socket_was_removed() -> None:
         await bench.allocatable(3 * SLOTS)
 
 
-class DeafKubelet(RegistrationServicer):
-    """Takes registrations and never listens to a device."""
-
-    def __init__(self) -> None:
-        self.registered: list[RegisterRequest] = []
-
-    async def Register(self, request: RegisterRequest, context: Any) -> Empty:  # noqa: N802
-        self.registered.append(request)
-        return Empty()
-
-
-@asynccontextmanager
-async def serving(kubelet: DeafKubelet, directory: Path) -> AsyncIterator[None]:
-    await anyio.Path(directory).mkdir()
-    server = grpc.aio.server()
-    add_RegistrationServicer_to_server(kubelet, server)  # type: ignore[no-untyped-call] # generated
-    server.add_insecure_port(f"unix:{directory}/kubelet.sock")
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(0)
-
-
 async def test_plugin_registers_again_while_the_kubelet_does_not_listen() -> None:
-    kubelet = DeafKubelet()
+    kubelet = ScriptedKubelet()
     async with open_node() as node:
         directory = node.kubelet.settings.root / "deaf"
         settings = agent_settings(
@@ -272,7 +242,7 @@ async def test_plugin_registers_again_while_the_kubelet_does_not_listen() -> Non
             kubelet_silence_seconds=0.1,
         )
         async with (
-            serving(kubelet, directory),
+            kubelet.serving(directory),
             running_agent(node, simulated_gpus(), settings),
         ):
             await eventually(lambda: len(kubelet.registered) > 2, lambda: kubelet.registered)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +110,32 @@ async def test_region_is_removed_once_its_pod_is_gone() -> None:
         removed = "hami_agent_regions_removed_total"
         await eventually(lambda: bench.count(removed) == 1, lambda: list(bench.regions.iterdir()))
         assert list(bench.regions.iterdir()) == []
+
+
+async def test_memory_of_a_killed_process_is_shown_and_then_given_back() -> None:
+    async with open_agent(reconcile_seconds=0.2) as bench:
+        hold = f"{PROBE} --allocate 700 --hold 0 & echo holder $!; sleep 1000"
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 3000)]], run=hold))
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+
+        def used() -> int:
+            return region.read_usage(directory).used_bytes(0)
+
+        await eventually(lambda: used() == 700 * 2**20, used)
+        (process,) = region.read_usage(directory).processes
+        os.kill(host_pid_of(process), signal.SIGKILL)
+
+        await eventually(lambda: used() == 0, used)
+
+
+def host_pid_of(process: region.ProcessUse) -> int:
+    """The same process, as this machine counts it."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            namespace = (status.parent / "ns" / "pid").readlink().name
+            pids = next(x for x in status.read_text().splitlines() if x.startswith("NSpid:"))
+            own = f"pid:[{process.pid_namespace}]", process.pid
+            if (namespace, int(pids.split()[-1])) == own:
+                return int(status.parent.name)
+    raise AssertionError(f"no process {process}")
