@@ -289,7 +289,7 @@ class Kubelet:
         return container_logs.follow(worker.log_path(container), lines=lines, ended=ended)
 
     def _worker(self, namespace: str, name: str) -> PodWorker | None:
-        for worker in self._workers.values():
+        for worker in reversed(self._workers.values()):  # the latest of that name
             meta = worker.pod.metadata
             if (meta.namespace, meta.name) == (namespace, name):
                 return worker
