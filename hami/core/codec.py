@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -35,8 +36,6 @@ NODE_POLICY_KEY: Final = "hami.io/node-scheduler-policy"
 DEVICE_POLICY_KEY: Final = "hami.io/gpu-scheduler-policy"
 WEIGHTS_KEY: Final = "hami.io/device-scoring-weights"
 CORDON_KEY: Final = "hami.io/device-cordon"
-NODE_LOCK_KEY: Final = "hami.io/mutex.lock"
-POD_GROUP_LABEL: Final = "scheduling.x-k8s.io/pod-group"
 WEBHOOK_LABEL: Final = "hami.io/webhook"
 
 MAX_LABEL: Final = 63
@@ -244,7 +243,7 @@ def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 -
     """
     if not isinstance(value, dict):
         return value
-    names = {f.encode_name.lower(): f.encode_name for f in msgspec.structs.fields(shape)}
+    names = _spellings(shape)
     inner_shapes = _INNER_SHAPES.get(shape, {})
     spelled: dict[str, object] = {}
     for key, inner in value.items():
@@ -254,6 +253,12 @@ def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 -
         elif inner is not None:
             spelled[name] = inner
     return spelled
+
+
+@cache
+def _spellings(shape: type[msgspec.Struct]) -> dict[str, str]:
+    """Each key of ``shape`` by its lower-cased form; once a shape, for msgspec tells it slowly."""
+    return {f.encode_name.lower(): f.encode_name for f in msgspec.structs.fields(shape)}
 
 
 def _decode_register_text(text: str, vendor: VendorName) -> tuple[Device, ...]:

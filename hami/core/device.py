@@ -19,7 +19,6 @@ VendorName = NewType("VendorName", str)
 MODE_SHARED: Final = "hami-core"
 """The device is shared in software, limits enforced by the shim."""
 MODE_MIG: Final = "mig"
-MODE_MPS: Final = "mps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-Quantities = Mapping[str, str | int | float]
-
 
 class _Object(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, gc=False
@@ -76,12 +74,6 @@ class Container(_Object, frozen=True, kw_only=True):
     security_context: SecurityContext | None = None
 
 
-class SchedulingGroup(_Object, frozen=True, kw_only=True):
-    """The gang a pod belongs to."""
-
-    pod_group_name: str | None = None
-
-
 class PodSpec(_Object, frozen=True, kw_only=True):
     """Where the pod runs and what its containers ask for."""
 
@@ -89,8 +81,6 @@ class PodSpec(_Object, frozen=True, kw_only=True):
     scheduler_name: str | None = None
     runtime_class_name: str | None = None
     priority: int | None = None
-    preemption_policy: str | None = None
-    scheduling_group: SchedulingGroup | None = None
     init_containers: list[Container] | None = None
     containers: list[Container] | None = None
 

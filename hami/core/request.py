@@ -20,7 +20,6 @@ from hami.core.device import (
     PodRequest,
     Role,
     Selection,
-    VendorName,
     Weights,
 )
 from hami.core.objects import Container, Pod
@@ -206,8 +205,3 @@ def _selection(pod: Pod, vendor: Vendor) -> Selection:
         avoid_uuids=frozenset(codec.split_list(annotations.get(keys.avoid_uuid))),
         modes=annotations.get(keys.mode, "").strip(),
     )
-
-
-def vendors_asked(request: PodRequest) -> tuple[VendorName, ...]:
-    """The vendors whose devices the pod needs, in order of name."""
-    return tuple(sorted({r.vendor for c in request.containers for r in c.requests}))

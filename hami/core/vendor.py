@@ -79,8 +79,6 @@ class Vendor:
     runtime_class_name: str = ""
     overwrite_env: bool = False
     core_policy: str = "default"
-    node_lock: bool = False
-    """Whether the vendor's own plugin finds its pod by the lock on the node."""
 
 
 def table(rows: Iterable[Vendor]) -> VendorTable:
