@@ -42,6 +42,7 @@ async def measure(nodes: int) -> dict[str, Any]:
             settings = controllers.settings_for(server, Path(directory))
             async with command("controller", settings, Path(directory)) as process:
                 port = (await process.logged("server_started"))["port"]
+                await process.logged("controller_synced")
                 return {"nodes": nodes, **await ask_all(f"http://127.0.0.1:{port}", names)}
 
 
