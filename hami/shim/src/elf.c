@@ -4,9 +4,8 @@
 
 #include <elf.h>
 #include <link.h>
-#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #define HIDDEN_VERSION 0x8000
 
@@ -26,12 +25,12 @@ struct search {
 };
 
 /* glibc relocates the dynamic section's pointers in place, except in the vDSO and on a few machines. */
-static const void *pointer_in(uintptr_t base, ElfW(Addr) value)
+HAMI_EARLY static const void *pointer_in(uintptr_t base, ElfW(Addr) value)
 {
     return (const void *)(value < base ? base + value : value);
 }
 
-static void read_dynamic(struct object *object, const ElfW(Dyn) *dynamic)
+HAMI_EARLY static void read_dynamic(struct object *object, const ElfW(Dyn) *dynamic)
 {
     for (; dynamic->d_tag != DT_NULL; dynamic++) {
         const void *target = pointer_in(object->base, dynamic->d_un.d_ptr);
@@ -46,7 +45,7 @@ static void read_dynamic(struct object *object, const ElfW(Dyn) *dynamic)
     }
 }
 
-static uint32_t hash_of(const char *name)
+HAMI_EARLY static uint32_t hash_of(const char *name)
 {
     uint32_t hash = 5381;
     for (; *name != '\0'; name++)
@@ -54,17 +53,17 @@ static uint32_t hash_of(const char *name)
     return hash;
 }
 
-static bool is_definition(const struct object *object, uint32_t index, const char *name)
+HAMI_EARLY static bool is_definition(const struct object *object, uint32_t index, const char *name)
 {
     const ElfW(Sym) *symbol = &object->symbols[index];
     if (symbol->st_shndx == SHN_UNDEF || ELF64_ST_TYPE(symbol->st_info) != STT_FUNC)
         return false;
     if (object->versions != NULL && (object->versions[index] & HIDDEN_VERSION) != 0)
         return false;
-    return strcmp(object->strings + symbol->st_name, name) == 0;
+    return hami_same_name(object->strings + symbol->st_name, name);
 }
 
-static void *find_in(const struct object *object, const char *name)
+HAMI_EARLY static void *find_in(const struct object *object, const char *name)
 {
     const uint32_t hash = hash_of(name);
     const uint32_t bucket_count = object->gnu_hash[0];
@@ -84,7 +83,7 @@ static void *find_in(const struct object *object, const char *name)
     return NULL;
 }
 
-static int visit(struct dl_phdr_info *info, size_t size, void *argument)
+HAMI_EARLY static int visit(struct dl_phdr_info *info, size_t size, void *argument)
 {
     struct search *search = argument;
     struct object object = {.base = info->dlpi_addr};
@@ -107,7 +106,7 @@ static int visit(struct dl_phdr_info *info, size_t size, void *argument)
     return search->found != NULL;
 }
 
-void *hami_elf_next(const char *name, const void *address)
+HAMI_EARLY void *hami_elf_next(const char *name, const void *address)
 {
     struct search search = {.name = name, .address = (uintptr_t)address, .passed = address == NULL};
     dl_iterate_phdr(visit, &search);

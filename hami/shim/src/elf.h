@@ -2,6 +2,22 @@
 #ifndef HAMI_ELF_H
 #define HAMI_ELF_H
 
+#include <stdbool.h>
+
+/* Runs within dlsym, perhaps before the program's own runtime (a sanitizer, an allocator) is up: no
+ * instrumentation, and no call of a libc function that such a runtime replaces. */
+#define HAMI_EARLY __attribute__((no_sanitize("address", "thread", "undefined")))
+
+/* strcmp(left, right) == 0, without strcmp. */
+HAMI_EARLY static inline bool hami_same_name(const char *left, const char *right)
+{
+    while (*left != '\0' && *left == *right) {
+        left++;
+        right++;
+    }
+    return *left == *right;
+}
+
 /* The first definition of `name` in an object loaded after the one that contains `address`, in load
  * order: what dlsym(RTLD_NEXT) tells a caller at that address. Address NULL: the first definition of
  * all. NULL: none. Allocates nothing. */

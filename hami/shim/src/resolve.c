@@ -10,7 +10,6 @@
 #include <dlfcn.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <string.h>
 
 #include "elf.h"
 #include "hooks.h"
@@ -42,7 +41,7 @@ typedef void *dlsym_type(void *handle, const char *name);
 typedef void *dlvsym_type(void *handle, const char *name, const char *version);
 
 /* The next definition after ours: libc's, or that of another interposer, which must not be skipped. */
-static void *next_function(void *_Atomic *cached, const char *name)
+HAMI_EARLY static void *next_function(void *_Atomic *cached, const char *name)
 {
     void *function = atomic_load_explicit(cached, memory_order_acquire);
     if (function == NULL) {
@@ -54,13 +53,13 @@ static void *next_function(void *_Atomic *cached, const char *name)
     return function;
 }
 
-static dlsym_type *real_dlsym(void)
+HAMI_EARLY static dlsym_type *real_dlsym(void)
 {
     static void *_Atomic cached;
     return (dlsym_type *)next_function(&cached, "dlsym");
 }
 
-static dlvsym_type *real_dlvsym(void)
+HAMI_EARLY static dlvsym_type *real_dlvsym(void)
 {
     static void *_Atomic cached;
     return (dlvsym_type *)next_function(&cached, "dlvsym");
@@ -99,12 +98,12 @@ void *hami_real(enum hami_row row)
 }
 
 /* The number of the hook of that exact name, or HAMI_HOOKS. */
-static enum hami_row find_row(const char *name)
+HAMI_EARLY static enum hami_row find_row(const char *name)
 {
-    if (name == NULL || (strncmp(name, "cu", 2) != 0 && strncmp(name, "nvml", 4) != 0))
+    if (name == NULL || (name[0] != 'c' && name[0] != 'n'))
         return HAMI_HOOKS;
     enum hami_row row = 0;
-    while (row < HAMI_HOOKS && strcmp(name, rows[row].name) != 0)
+    while (row < HAMI_HOOKS && !hami_same_name(name, rows[row].name))
         row++;
     return row;
 }
@@ -130,7 +129,7 @@ static struct hami_route next_of(enum hami_row row, const void *caller, void *re
     return (struct hami_route){.answer = choose(row, found)};
 }
 
-struct hami_route hami_route_dlsym(void *handle, const char *name, const void *caller)
+HAMI_EARLY struct hami_route hami_route_dlsym(void *handle, const char *name, const void *caller)
 {
     const enum hami_row row = find_row(name);
     if (row == HAMI_HOOKS)
@@ -140,7 +139,7 @@ struct hami_route hami_route_dlsym(void *handle, const char *name, const void *c
     return (struct hami_route){.answer = choose(row, real_dlsym()(handle, name))};
 }
 
-struct hami_route hami_route_dlvsym(void *handle, const char *name, const char *version,
+HAMI_EARLY struct hami_route hami_route_dlvsym(void *handle, const char *name, const char *version,
                                     const void *caller)
 {
     const enum hami_row row = find_row(name);
