@@ -91,7 +91,7 @@ async def assert_sound(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("point", BIND_POINTS)
 async def test_controller_killed_in_bind_loses_nothing(point: str) -> None:
     async with inside(nodes=1, gpus=2, model="T4") as (sandbox, _):
-        sandbox.api.store.create(make_pod("before", limits=gpu(1, memory=4000)))
+        await create(sandbox, make_pod("before", limits=gpu(1, memory=4000)))
         await until_phase(sandbox, "before", "Running")
         await restart_armed(sandbox.controller, point)
         await until_ready(sandbox)

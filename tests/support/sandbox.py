@@ -100,8 +100,7 @@ class Reached:
 
     def apply(self, *pods: dict[str, Any]) -> None:
         """Create pods as a user would."""
-        manifest = {"apiVersion": "v1", "kind": "List", "items": list(pods)}
-        self.kubectl("create", "-f", "-", stdin=json.dumps(manifest))
+        self.kubectl("create", "-f", "-", stdin="\n---\n".join(map(json.dumps, pods)))
 
     def await_phase(self, name: str, *phases: str) -> dict[str, Any]:
         """The pod, once it is in one of these phases."""
