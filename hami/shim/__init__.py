@@ -1,0 +1,1 @@
+"""The preload library that enforces limits inside containers, and its one shared header."""
