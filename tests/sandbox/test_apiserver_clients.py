@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import yaml
+from anyio.streams.buffered import BufferedByteReceiveStream
 from kubernetes_asyncio import client, config, watch
 
 from hami.sandbox.apiserver import ApiServer, LogQuery
@@ -167,11 +168,12 @@ async def test_kubectl_watches(cluster: Cluster) -> None:
     environment = cluster.kubectl.environment()
     async with await anyio.open_process(command, env=environment) as process:
         assert process.stdout is not None
+        output = BufferedByteReceiveStream(process.stdout)
         try:
             with anyio.fail_after(20):
-                first = await process.stdout.receive()
+                first = await output.receive_until(b"\n", 1000)
                 store.update({**store.get("pods", "web"), "status": {"phase": "Running"}})
-                second = await process.stdout.receive()
+                second = await output.receive_until(b"\n", 1000)
         finally:
             process.terminate()
 

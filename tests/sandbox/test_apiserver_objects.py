@@ -276,3 +276,14 @@ async def test_dumped_store_goes_on_with_the_same_versions(rest: Rest) -> None:
 
     assert restored.get("pods", "web") == created
     assert restored.version > int(created["metadata"]["resourceVersion"])
+
+
+async def test_oldest_event_makes_room_for_the_newest(rest: Rest) -> None:
+    for number in range(20_000):
+        rest.server.store.create({"kind": "Event", "metadata": {"name": f"e{number}"}})
+
+    await rest.post("/api/v1/namespaces/default/events", {"metadata": {"name": "newest"}})
+
+    assert rest.server.store.find("events", "e0") is None
+    assert rest.server.store.find("events", "e1") is not None
+    assert rest.server.store.find("events", "newest") is not None

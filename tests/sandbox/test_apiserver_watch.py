@@ -83,6 +83,14 @@ async def test_watch_of_a_field_sees_a_pod_arrive_on_its_node(rest: Rest) -> Non
     assert (event["type"], event["object"]["spec"]["nodeName"]) == ("ADDED", "n1")
 
 
+async def test_watch_of_one_name_sees_nothing_else(rest: Rest) -> None:
+    async with rest.watch(f"{PODS}/web") as stream:
+        await rest.post(PODS, make_pod(name="other"))
+        pod = await rest.post(PODS, make_pod())
+
+        assert await stream.take(1) == [{"type": "ADDED", "object": pod}]
+
+
 async def test_watch_from_a_forgotten_version_ends_with_gone(rest: Rest) -> None:
     first = await rest.post(PODS, make_pod(name="first"))
     for index in range(12):

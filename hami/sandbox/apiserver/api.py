@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -24,6 +24,9 @@ from hami.sandbox.apiserver.registry import Registry
 from hami.sandbox.apiserver.requests import Target, is_true
 from hami.sandbox.apiserver.store import Store
 from hami.sandbox.apiserver.views import JSON, View, choose_view
+
+_MAX_WARNINGS: Final = 20
+_MAX_WARNING_CHARACTERS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,11 @@ class Api:
         for record in self._store.collection(call.target.kind).select(selection):
             namespace, name = record.key
             one = replace(call.target, verb="delete", namespace=namespace, name=name)
-            deleted.append(await self._registry.delete(replace(operation, target=one), options))
+            try:
+                deleted.append(await self._registry.delete(replace(operation, target=one), options))
+            except answers.StatusError as error:
+                if error.code != 404:
+                    raise
         page = Page(records=deleted, version=self._store.version)
         return self._show_page(call, page, selection)
 
@@ -218,7 +225,9 @@ class Api:
         return watching.Watch(
             selection=bodies.parse_selection(call.target, query),
             version=None if sends_initial or not version else version,
-            timeout_seconds=timeout or watching.DEFAULT_TIMEOUT_SECONDS,
+            timeout_seconds=min(
+                timeout or watching.DEFAULT_TIMEOUT_SECONDS, watching.MAX_TIMEOUT_SECONDS
+            ),
             bookmark_seconds=self._bookmark_seconds if wants_bookmarks else None,
             ends_initial_events=sends_initial and wants_bookmarks,
             render=None if view.is_plain else view.show,
@@ -247,7 +256,8 @@ def _operation(verb: Literal["CREATE", "UPDATE", "DELETE"], call: Call) -> Opera
 
 
 def _warned(response: web.Response, operation: Operation) -> web.Response:
-    for warning in operation.warnings:
-        text = warning.replace("\\", "\\\\").replace('"', '\\"')
+    for warning in operation.warnings[:_MAX_WARNINGS]:
+        printable = "".join(filter(str.isprintable, warning))[:_MAX_WARNING_CHARACTERS]
+        text = printable.replace("\\", "\\\\").replace('"', '\\"')
         response.headers.add("Warning", f'299 - "{text}"')
     return response

@@ -125,11 +125,14 @@ def parse_delete_options(
 
 
 def parse_selection(target: Target, query: Mapping[str, str]) -> Selection:
-    """What the request lists or watches."""
+    """What the request lists or watches; the object that its URL names, if it names one."""
+    fields = selectors.parse_fields(query.get("fieldSelector", ""), supported=target.kind.fields)
+    if target.name:
+        fields += (selectors.FieldTerm(path="metadata.name", value=target.name),)
     return Selection(
         namespace=target.namespace,
         labels=selectors.parse_labels(query.get("labelSelector", "")),
-        fields=selectors.parse_fields(query.get("fieldSelector", ""), supported=target.kind.fields),
+        fields=fields,
     )
 
 
@@ -182,7 +185,7 @@ async def _read(request: web.Request) -> bytes:
 def _apply(function: Callable[[Object, Json], Json], patch: Json, document: Object) -> Object:
     try:
         patched = function(document, patch)
-    except PatchError as error:
+    except (PatchError, RecursionError) as error:
         raise answers.StatusError(422, "Invalid", str(error)) from error
     if not isinstance(patched, dict):
         raise answers.bad_request("the patch leaves no object")
@@ -192,7 +195,7 @@ def _apply(function: Callable[[Object, Json], Json], patch: Json, document: Obje
 def _decode(body: bytes, shape: type[_Decoded]) -> _Decoded:
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         message = f"the body of the request is not what it should be: {error}"
         raise answers.bad_request(message) from error
 

@@ -99,6 +99,12 @@ NAMESPACE: Final = Kind(
     subresources=("status",),
     fields={"status.phase": ""},
 )
+EVENT: Final = Kind(
+    kind="Event",
+    plural="events",
+    short_names=("ev",),
+    fields=dict.fromkeys(_EVENT_FIELDS, ""),
+)
 RESOURCE_QUOTA: Final = Kind(
     kind="ResourceQuota", plural="resourcequotas", short_names=("quota",), subresources=("status",)
 )
@@ -141,12 +147,7 @@ KINDS: Final = (
     POD,
     NODE,
     NAMESPACE,
-    Kind(
-        kind="Event",
-        plural="events",
-        short_names=("ev",),
-        fields=dict.fromkeys(_EVENT_FIELDS, ""),
-    ),
+    EVENT,
     Kind(kind="ConfigMap", plural="configmaps", short_names=("cm",)),
     Kind(kind="Secret", plural="secrets", fields={"type": ""}),
     Kind(

@@ -108,7 +108,12 @@ async def evict(
 def _budgets_of(store: Store, pod: Record) -> list[Object]:
     selection = Selection(namespace=pod.key[0])
     budgets = [one.decode() for one in store.collection(POD_DISRUPTION_BUDGET).select(selection)]
-    return [one for one in budgets if selectors.matches_labels(_selector(one), pod.labels)]
+    return [
+        one
+        for one in budgets
+        if (one.get("spec") or {}).get("selector") is not None
+        and selectors.matches_labels(_selector(one), pod.labels)
+    ]
 
 
 def _require_disruption_allowed(store: Store, target: Target, budget: Object) -> None:
@@ -139,9 +144,9 @@ def _selector(budget: Object) -> tuple[selectors.Requirement, ...]:
 def _share(amount: object, total: int) -> int:
     """A number of pods, or a percentage of them rounded up."""
     text = str(amount)
-    if text.endswith("%") and text[:-1].isdigit():
+    if text.endswith("%") and text[:-1].isdecimal():
         return -(-total * int(text[:-1]) // 100)
-    return int(text) if text.isdigit() else total
+    return int(text) if text.isdecimal() else total
 
 
 def _is_ready(pod: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 
 from hami.sandbox.apiserver import answers, names
 from hami.sandbox.apiserver.admission import Admission
-from hami.sandbox.apiserver.kinds import NAMESPACE, POD, Kind
+from hami.sandbox.apiserver.kinds import EVENT, NAMESPACE, POD, Kind
 from hami.sandbox.apiserver.operation import Operation
 from hami.sandbox.apiserver.records import Object, Record, build_record
 from hami.sandbox.apiserver.requests import Target
@@ -31,6 +31,9 @@ _SERVER_OWNED: Final = (
     "selfLink",
 )
 _DEFAULT_GRACE_SECONDS: Final = 30
+_MAX_GRACE_SECONDS: Final = 10**9
+_MAX_EVENTS: Final = 20_000
+"""Real servers forget Events after an hour; this one forgets the oldest."""
 
 Patch = Callable[[Object], Object]
 
@@ -68,6 +71,8 @@ class Registry:
         obj = await self._admission.admit_create(operation, obj)
         if operation.dry_run:
             return build_record(kind, obj, version=self._store.version)
+        if kind is EVENT:
+            self._bound_events()
         return self._store.insert(kind, obj)
 
     async def update(self, operation: Operation, obj: Object) -> Record:
@@ -155,6 +160,11 @@ class Registry:
             self._finish_namespace(before.key[0])
             return record
         return self._store.replace(kind, admitted, before=before)
+
+    def _bound_events(self) -> None:
+        events = self._store.collection(EVENT).records
+        if len(events) >= _MAX_EVENTS:
+            self._store.remove(EVENT, next(iter(events.values())))
 
     def _require_namespace(self, kind: Kind, namespace: str, name: str) -> None:
         if not kind.namespaced:
@@ -302,4 +312,4 @@ def _grace_seconds(kind: Kind, obj: Object, asked: int | None) -> int:
     if not spec.get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
         return 0
     grace = asked if asked is not None else spec.get("terminationGracePeriodSeconds")
-    return _DEFAULT_GRACE_SECONDS if grace is None else max(0, int(grace))
+    return _DEFAULT_GRACE_SECONDS if grace is None else min(max(0, grace), _MAX_GRACE_SECONDS)

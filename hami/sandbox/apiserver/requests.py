@@ -80,6 +80,6 @@ def _parse(
     if kind.namespaced and not namespace and (name or method != "GET"):
         return None
     verb = (_OBJECT_VERBS if name else _COLLECTION_VERBS).get(method, "")
-    if verb == "list" and is_true(query.get("watch")):
+    if verb in ("list", "get") and not subresource and is_true(query.get("watch")):
         verb = "watch"
     return Target(verb=verb, kind=kind, namespace=namespace, name=name, subresource=subresource)

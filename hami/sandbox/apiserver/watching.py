@@ -19,6 +19,7 @@ from hami.sandbox.apiserver.collection import Collection
 from hami.sandbox.apiserver.records import Change, Selection, watch_line
 
 DEFAULT_TIMEOUT_SECONDS: Final = 1800.0
+MAX_TIMEOUT_SECONDS: Final = 86_400.0
 _INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 
 Render = Callable[[bytes], bytes]
