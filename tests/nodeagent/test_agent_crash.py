@@ -88,6 +88,14 @@ async def offered(node: NodeBench, count: int) -> None:
             await anyio.sleep(0.05)
 
 
+async def logged(directory: Path, text: str) -> None:
+    """Return once the agent has written this to its log."""
+    log = anyio.Path(directory / "agent.log")
+    with anyio.fail_after(START_SECONDS):
+        while text not in await log.read_text():  # noqa: ASYNC110 - files announce nothing
+            await anyio.sleep(0.05)
+
+
 async def settled(node: NodeBench, pod: str) -> dict[str, Any]:
     """The pod, once it runs or has failed."""
     return await node.pod(pod, lambda p: p["status"].get("phase") in {"Running", "Failed"})
@@ -162,3 +170,15 @@ async def test_signal_ends_the_agent_in_order() -> None:
 
         sockets = [path.name for path in node.plugins.glob("hami-*.sock")]
         assert sockets == []
+
+
+async def test_agent_waits_for_a_driver_that_comes_late() -> None:
+    async with open_machine() as (node, directory, gpus):
+        hidden = gpus.state.rename(gpus.state.with_suffix(".hidden"))
+        with agent_process(directory, gpus) as agent:
+            await logged(directory, "devices_not_read")
+            assert agent.poll() is None
+
+            hidden.rename(gpus.state)
+
+            await offered(node, 20)
