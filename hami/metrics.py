@@ -1,7 +1,8 @@
 """The table of this project's own metrics: one row each, with name, kind, labels and help.
 
-Rows are data; ``counter``, ``gauge`` and ``histogram`` make the live metric in the registry that is
-passed in. Units are in the names. (``hami.kube`` keeps the rows about the API server itself.)
+Rows are data; ``counter`` and ``histogram`` make the live metric in the registry that is passed in,
+gauges are read at each scrape by the exporters. Units are in the names. (``hami.kube`` keeps the
+rows about the API server itself.)
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,17 +300,12 @@ TABLE: Final = (
     VGPU_CORE_ALLOCATED,
     BUILD,
 )
-"""Every row; the documentation's table is printed from it."""
+"""Every row: what a process exports stands here, or is about the API server."""
 
 
 def counter(row: Metric, registry: CollectorRegistry) -> Counter:
     """The row as a live counter; Prometheus appends ``_total`` to its name."""
     return Counter(row.name, row.help, row.labels, registry=registry)
-
-
-def gauge(row: Metric, registry: CollectorRegistry) -> Gauge:
-    """The row as a live gauge."""
-    return Gauge(row.name, row.help, row.labels, registry=registry)
 
 
 def histogram(row: Metric, registry: CollectorRegistry) -> Histogram:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from hami import metrics
 from hami.core import codec
 from hami.core.vendors.nvidia import NVIDIA
 from hami.kube.resources import NODES
@@ -154,6 +156,24 @@ async def test_metrics_tell_limits_and_use() -> None:
         assert 'hami_agent_devices{health="healthy"} 3.0' in text
         assert f'device_type="NVIDIA-Tesla T4",device_uuid="{bench.gpus.uuids[2]}"' in text
         assert 'hami_agent_allocations_total{result="granted"} 1.0' in text
+
+
+async def test_every_exported_metric_is_in_the_table_with_its_kind_and_help() -> None:
+    rows = {row.name: row for row in metrics.TABLE}
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]]))
+        await bench.node.phase("a", "Running")
+        _, text = await bench.get("/metrics")
+
+    families = [
+        family
+        for family in text_string_to_metric_families(text)
+        if not family.name.startswith("hami_kube_") and not family.name.endswith("_created")
+    ]
+    assert len(families) > 10
+    for family in families:
+        row = rows[family.name]
+        assert (family.type, family.documentation) == (row.kind, row.help)
 
 
 async def test_spoilt_region_is_counted_and_hides_no_other() -> None:
