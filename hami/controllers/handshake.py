@@ -51,7 +51,9 @@ class _Agent:
     question: str = ""
     """The open question last seen; empty while there is none."""
     asked_at: float = 0.0
-    """When it was first seen."""
+    """When it was first seen, or asked here."""
+    asked_version: str = ""
+    """The node's resourceVersion that the last question of ours was asked on."""
 
 
 class Handshake:
@@ -110,6 +112,8 @@ class Handshake:
                 continue
             key = node.name, vendor.name
             agent = seen[key] = self._agents.get(key) or _Agent()
+            if node.metadata.resource_version == agent.asked_version:
+                continue  # the watch has not shown our own question yet
             question = _open_question(node, vendor)
             if question != agent.question:
                 if not question:
@@ -140,7 +144,9 @@ class Handshake:
             return
         self._counters.handshakes.labels("asked").inc()
         wait = self._settings.handshake_seconds * (1 + JITTER * (2 * self._uniform() - 1))
-        self._agents[node.name, vendor.name].ask_at = self._clock() + wait
+        agent, now = self._agents[node.name, vendor.name], self._clock()
+        agent.ask_at, agent.question, agent.asked_at = now + wait, value, now
+        agent.asked_version = node.metadata.resource_version
 
 
 def _open_question(node: Node, vendor: Vendor) -> str:
