@@ -17,9 +17,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -43,12 +43,11 @@ class BuildError(Exception):
     """No compiler, or one that refused; the message says what it was asked."""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):  # a build backend loads this file without a name; dataclasses need one
     output: str
-    sources: list[Path]
-    flags: list[str] = field(default_factory=list)
-    linked: list[Path] = field(default_factory=list)  # read by the linker, not by the compiler
+    sources: Sequence[Path]
+    flags: Sequence[str] = ()
+    linked: Sequence[Path] = ()  # read by the linker, not by the compiler
 
 
 def sources(directory: Path, names: str) -> list[Path]:
