@@ -2,6 +2,8 @@
 #ifndef HAMI_HOOKS_H
 #define HAMI_HOOKS_H
 
+#include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "driver.h"
@@ -28,8 +30,17 @@ enum hami_row {
     HAMI_ROWS
 };
 
-/* The driver's own function, NULL where the driver has none. Loads the driver if need be. */
-void *hami_real(enum hami_row row);
+extern void *_Atomic hami_real_functions[HAMI_ROWS]; /* as far as they were needed */
+
+/* Look the driver's own function up and remember it. Loads the driver if need be. */
+void *hami_find_real(enum hami_row row);
+
+/* The driver's own function, NULL where the driver has none. */
+static inline void *hami_real(enum hami_row row)
+{
+    void *function = atomic_load_explicit(&hami_real_functions[row], memory_order_acquire);
+    return __builtin_expect(function != NULL, 1) ? function : hami_find_real(row);
+}
 
 /* The same, typed: HAMI_REAL(cuMemFree_v2)(address). */
 #define HAMI_REAL(name) ((hami_type_##name *)hami_real(HAMI_ROW_##name))

@@ -15,6 +15,7 @@
 #define BACKOFF_MIN_NS UINT64_C(10000)
 #define BACKOFF_DOUBLINGS 10
 #define STABLE_TRIES 64
+#define WORDS_MASK ((UINT32_C(2) << (HAMI_ANONYMOUS_SLOT / 64)) - 1) /* hostile bits point nowhere */
 
 struct tally {
     uint64_t used;    /* committed, and untracked */
@@ -62,10 +63,16 @@ static struct tally take_tally(const struct hami_region *region, unsigned device
         .used = atomic_load(&region->control->devices[device].untracked_bytes),
         .first = HAMI_ANONYMOUS_SLOT,
     };
-    for (int word = 0; word < HAMI_SLOTS / 64; word++)
+    uint32_t words = atomic_load(&usage->active_words) & WORDS_MASK;
+    for (; words != 0; words &= words - 1) {
+        const int word = __builtin_ctz(words);
+        if (word == HAMI_ANONYMOUS_SLOT / 64) {
+            add_row(&tally, usage, HAMI_ANONYMOUS_SLOT, device);
+            continue;
+        }
         for (uint64_t bits = atomic_load(&usage->active[word]); bits != 0; bits &= bits - 1)
             add_row(&tally, usage, word * 64 + __builtin_ctzll(bits), device);
-    add_row(&tally, usage, HAMI_ANONYMOUS_SLOT, device);
+    }
     return tally;
 }
 

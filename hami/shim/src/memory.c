@@ -63,7 +63,8 @@ static CUresult end(const struct charge *charge, CUresult result, CUdeviceptr ad
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     hami_limits_commit(region, device, bytes);
-    hami_limits_withdraw(region, device, charge->bytes + more - bytes);
+    if (charge->bytes + more != bytes)
+        hami_limits_withdraw(region, device, charge->bytes + more - bytes);
     if (stale.address != 0) /* the driver gives the address anew, so its old memory is gone */
         hami_limits_discharge(region, stale.device, stale.bytes);
     return CUDA_SUCCESS;

@@ -27,10 +27,10 @@ struct shard {
 
 static struct shard shards[SHARDS];
 
+/* Well mixed, or runs of neighbouring addresses would make long walks of the linear probing. */
 static uint64_t hash(uint64_t address)
 {
-    address ^= address >> 32;
-    address *= UINT64_C(0xd6e8feb86659fd93);
+    address = (address >> 8) * UINT64_C(0x9e3779b97f4a7c15);
     return address ^ address >> 32;
 }
 

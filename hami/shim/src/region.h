@@ -92,7 +92,8 @@ struct hami_usage {
     uint32_t slot_count;
     uint32_t device_count; /* rows a slot */
     _Atomic uint64_t reclaimed_ns; /* CLOCK_MONOTONIC of the last look for dead owners */
-    uint8_t reserved0[32];
+    _Atomic uint32_t active_words; /* bit i: active[i] was ever used; bit 16: the anonymous slot was */
+    uint8_t reserved0[28];
     _Atomic uint64_t active[HAMI_SLOTS / 64]; /* bit i: slot i may hold charges; changed by its owner only */
     uint8_t reserved1[64];
     struct hami_bucket buckets[HAMI_DEVICES];
@@ -153,6 +154,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire format");
     X(hami_usage, slot_count)                                                                      \
     X(hami_usage, device_count)                                                                    \
     X(hami_usage, reclaimed_ns)                                                                    \
+    X(hami_usage, active_words)                                                                    \
     X(hami_usage, reserved0)                                                                       \
     X(hami_usage, active)                                                                          \
     X(hami_usage, reserved1)                                                                       \

@@ -32,7 +32,7 @@ static const struct row rows[HAMI_ROWS] = {
 
 static const char *const library_names[HAMI_LIBRARIES] = {"libcuda.so.1", "libnvidia-ml.so.1"};
 
-static void *_Atomic real_functions[HAMI_ROWS];
+void *_Atomic hami_real_functions[HAMI_ROWS];
 static void *_Atomic libraries[HAMI_LIBRARIES];
 static void *_Atomic by_address[2][HAMI_HOOKS]; /* as cuGetProcAddress gives them: flags 0, flags 2 */
 static _Atomic bool by_address_known;
@@ -78,7 +78,7 @@ static void *loaded_library(enum hami_library library, int flags)
 
 static void *find_real(enum hami_row row, int flags)
 {
-    void *function = atomic_load_explicit(&real_functions[row], memory_order_acquire);
+    void *function = atomic_load_explicit(&hami_real_functions[row], memory_order_acquire);
     if (function != NULL)
         return function;
     void *handle = loaded_library(rows[row].library, flags);
@@ -87,14 +87,13 @@ static void *find_real(enum hami_row row, int flags)
     if (function == rows[row].hook)
         function = NULL;
     if (function != NULL)
-        atomic_store_explicit(&real_functions[row], function, memory_order_release);
+        atomic_store_explicit(&hami_real_functions[row], function, memory_order_release);
     return function;
 }
 
-void *hami_real(enum hami_row row)
+void *hami_find_real(enum hami_row row)
 {
-    void *function = atomic_load_explicit(&real_functions[row], memory_order_acquire);
-    return __builtin_expect(function != NULL, 1) ? function : find_real(row, 0);
+    return find_real(row, 0);
 }
 
 /* The number of the hook of that exact name, or HAMI_HOOKS. */

@@ -10,6 +10,9 @@
 
 static void set_active(struct hami_usage *usage, int slot)
 {
+    atomic_fetch_or(&usage->active_words, UINT32_C(1) << (slot / 64)); /* before the first charge */
+    if (slot == HAMI_ANONYMOUS_SLOT)
+        return;
     atomic_fetch_or(&usage->active[slot / 64], UINT64_C(1) << (slot % 64));
 }
 
@@ -109,4 +112,5 @@ void hami_slot_claim(struct hami_region *region)
         return;
     }
     region->slot = HAMI_ANONYMOUS_SLOT;
+    set_active(usage, HAMI_ANONYMOUS_SLOT);
 }
