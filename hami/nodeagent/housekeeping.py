@@ -72,6 +72,7 @@ class Housekeeper:
         except UnavailableError as error:
             log.warning("kubelet_not_asked", error=str(error))
             holdings = None
+        await self._regions.trim()
         if emptied := await self._regions.reclaim():
             log.info("slots_reclaimed", slots=emptied)
         for path, claim in list(self._regions.claims.items()):
@@ -89,7 +90,7 @@ class Housekeeper:
             return
         self._gone_since.pop(path, None)
         if holdings is not None and not pod.finished:
-            await self._compare(pod, claim, holdings)
+            await self._compare(path, pod, claim, holdings)
 
     async def _remove_if_over(self, path: Path, claim: Claim, holdings: Holdings | None) -> None:
         """Remove the region, unless the kubelet has yet to end its container."""
@@ -106,16 +107,13 @@ class Housekeeper:
         self._metrics.regions_removed.inc()
         log.info("region_removed", pod="/".join(claim.owner), uid=claim.uid, path=str(path))
 
-    async def _compare(self, pod: Pod, claim: Claim, holdings: Holdings) -> None:
-        """Consume the entry of a container that has its devices; report one with other devices."""
+    async def _compare(self, path: Path, pod: Pod, claim: Claim, holdings: Holdings) -> None:
+        """Consume the entry of a container that has its devices; look into one with others."""
         held = holdings.devices.get(Holder(*claim.owner, claim.container))
         if held is None:
             return
         if held != frozenset(claim.ids):
-            self._metrics.identity_checks.labels("mismatched").inc()
-            log.warning(
-                "holdings_mismatched", pod=pod.key, container=claim.container, ids=sorted(held)
-            )
+            await self._outdated(path, claim, held)
             return
         async with self._allocator.turn:
             try:
@@ -126,3 +124,21 @@ class Housekeeper:
                         log.info("allocation_completed", pod=pod.key, container=claim.container)
             except (KubeError, CodecError) as error:
                 log.warning("allocation_not_completed", pod=pod.key, error=str(error))
+
+    async def _outdated(self, path: Path, claim: Claim, held: frozenset[str]) -> None:
+        """Remove the region if its container has a newer one for what it holds; else report it."""
+        newer = any(
+            (other.uid, other.container, frozenset(other.ids)) == (claim.uid, claim.container, held)
+            for other in self._regions.claims.values()
+        )
+        if newer:
+            await self._regions.remove(path)
+            log.info("outdated_region_removed", pod="/".join(claim.owner), path=str(path))
+            return
+        self._metrics.identity_checks.labels("mismatched").inc()
+        log.warning(
+            "holdings_mismatched",
+            pod="/".join(claim.owner),
+            container=claim.container,
+            ids=sorted(held),
+        )

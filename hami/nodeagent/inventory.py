@@ -78,6 +78,7 @@ class DeviceWatch:
         self._tracker = tracker
         self._xids = xids
         self._poll_seconds = poll_seconds
+        self._told: dict[str, str] = {}
 
     async def probe(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Look at the devices for ever; started once a look has succeeded."""
@@ -100,22 +101,31 @@ class DeviceWatch:
             try:
                 event = await self._events.wait(seconds=EVENT_WAIT_SECONDS)
             except DeviceError as error:
-                log.warning("driver_events_unavailable", error=str(error))
+                self._report("driver_events_unavailable", error)
                 await anyio.sleep(self._poll_seconds)
                 continue
+            self._told.pop("driver_events_unavailable", None)
             if event is not None:
                 self._take(event)
 
     async def _look(self) -> Reading | None:
         """What the driver shows; if it does not answer, that every known device failed."""
         try:
-            return await self._nvml.read()
+            reading = await self._nvml.read()
         except DeviceError as error:
+            self._report("devices_not_read", error)
             known = self._nvml.known
-            log.warning("devices_not_read", devices=len(known), error=str(error))
             if not known:
                 return None
             return Reading(devices=known, faults=dict.fromkeys((d.uuid for d in known), str(error)))
+        self._told.pop("devices_not_read", None)
+        return reading
+
+    def _report(self, event: str, error: DeviceError) -> None:
+        """Warn of a trouble once, however long it lasts."""
+        if self._told.get(event) != str(error):
+            self._told[event] = str(error)
+            log.warning(event, error=str(error))
 
     def _judge(self, reading: Reading) -> None:
         now = time.monotonic()

@@ -7,6 +7,8 @@ Directories survive this process; their claims are read back at start. File work
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
@@ -30,6 +32,7 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
+USAGE_BYTES: Final = ctypes.sizeof(region.Usage)
 _POLICIES: Final = {
     "default": region.Policy.DEFAULT,
     "force": region.Policy.FORCE,
@@ -126,6 +129,21 @@ class Regions:
                 log.warning("region_not_reclaimed", path=str(path), error=str(error))
         return emptied
 
+    async def trim(self) -> None:
+        """Cut usage files back to their size: a container can make its own longer, without bound.
+
+        Nothing is lost: whatever stands beyond the format's end is none of it.
+        """
+        for path in list(self._claims):
+            try:
+                cut = await self._in_thread(partial(_trim, path / region.USAGE))
+            except OSError as error:
+                log.warning("region_not_trimmed", path=str(path), error=str(error))
+                continue
+            if cut:
+                self._metrics.malformed_regions.inc()
+                log.warning("region_trimmed", path=str(path), bytes=cut)
+
     async def remove(self, path: Path) -> None:
         """Remove a region that no container uses any more.
 
@@ -181,6 +199,18 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
         priority=limits.priority,
         policy=_POLICIES[limits.policy],
     )
+
+
+def _trim(usage: Path) -> int:
+    """How many bytes too many were cut off."""
+    handle = os.open(usage, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        excess = os.fstat(handle).st_size - USAGE_BYTES
+        if excess > 0:
+            os.ftruncate(handle, USAGE_BYTES)
+        return max(excess, 0)
+    finally:
+        os.close(handle)
 
 
 class _DeathCheck:

@@ -178,3 +178,35 @@ async def test_entry_left_by_an_agent_that_died_is_consumed_by_the_clock() -> No
             lambda: bench.annotation("a", codec.BIND_PHASE_KEY),
         )
         assert bench.annotation("a", NVIDIA.to_allocate_key) == ";"
+
+
+async def test_usage_file_that_a_container_made_longer_is_cut_back() -> None:
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]]))
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+        usage = directory / "usage"
+        size = usage.stat().st_size
+
+        with usage.open("ab") as file:
+            file.write(b"x" * 10_000_000)
+
+        await eventually(lambda: usage.stat().st_size == size, lambda: usage.stat().st_size)
+        assert region.read_usage(directory).processes == ()
+
+
+async def test_usage_file_that_a_container_replaced_by_a_link_is_not_followed() -> None:
+    """It cannot be done through the mount; but nothing here may depend on that."""
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]]))
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+        target = directory.parent.parent / "precious"
+        target.write_bytes(b"x" * 10_000_000)
+        (directory / "usage").unlink()
+        (directory / "usage").symlink_to(target)
+
+        await eventually(
+            lambda: bench.count("hami_agent_malformed_regions_total") > 1, lambda: None
+        )
+        assert target.stat().st_size == 10_000_000
