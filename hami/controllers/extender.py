@@ -92,14 +92,17 @@ class Extender:
         request = read_request(pod, self._vendors, self._defaults)
         if request.empty:
             return Feasible(nodes=nodes, failed=None)
-        self._release_own(pod)
+        known = bool(pod.metadata.uid)  # others only ask what would be, and nothing is held
+        if known:
+            self._release_own(pod)
         ranking = self._placer.rank(request, nodes)
         best = ranking.best
         if best is None:
             self._explain(pod, ranking.failed)
             return Feasible(nodes=(), failed=ranking.failed)
-        self._hold(pod, request, best)
-        self._remember(pod.metadata.uid, ranking)
+        if known:
+            self._hold(pod, request, best)
+            self._remember(pod.metadata.uid, ranking)
         chosen = (best,) if self._settings.mode == "exclusive" else ranking.feasible
         return Feasible(nodes=chosen, failed=ranking.failed)
 

@@ -17,7 +17,6 @@ from typing import Final, NoReturn
 import anyio
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from anyio.abc import TaskStatus
 
 from hami.config import ControllerSettings
@@ -89,6 +88,7 @@ async def serve(
         access_log=None,
         shutdown_timeout=settings.stop_seconds,
         read_bufsize=READ_BYTES,
+        auto_decompress=False,  # nobody compresses these requests, and a bound should bind
     )
     await runner.setup()
     try:
@@ -194,7 +194,7 @@ async def _read(request: web.Request, settings: ControllerSettings, verb: str) -
                 chunks.append(chunk)
     except TimeoutError as error:
         raise CodecError(f"request body: not there within {READ_SECONDS:g} s") from error
-    except (OSError, HttpProcessingError) as error:
+    except (OSError, web.RequestPayloadError) as error:
         raise CodecError(f"request body: broken: {error!r}") from error
     return b"".join(chunks)
 

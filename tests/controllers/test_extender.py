@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,16 @@ async def test_whole_nodes_in_the_question_come_back_in_the_answer(
     assert len(usage) == 1, "such a question holds the choice as well"
 
 
+async def test_pod_that_does_not_exist_yet_holds_nothing(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure()) as controller:
+        for name in ("would", "would-too"):
+            answer = await controller.filter(pod_object(name, gpus=2, memory=30_000), NODES)
+            assert answer["NodeNames"] == NODES
+        assert await controller.usage() == {}
+
+
 async def test_keys_are_read_in_any_letter_case(server: ApiServer, configure: Configure) -> None:
     pod = server.store.create(pod_object("p"))
 
@@ -251,6 +262,29 @@ async def test_body_beyond_the_bound_is_refused(server: ApiServer, configure: Co
     assert "at most 1000 bytes" in answer["Error"]
     assert review["response"]["allowed"] is False
     assert "at most 500 bytes" in review["response"]["status"]["message"]
+
+
+async def test_broken_compression_and_broken_connections_disturb_nobody(
+    server: ApiServer, configure: Configure
+) -> None:
+    pod = server.store.create(pod_object("p"))
+
+    async with running(configure()) as controller:
+        async with controller.session.post(
+            controller.url + "/filter", data=b"no gzip", headers={"Content-Encoding": "gzip"}
+        ) as response:
+            assert "malformed" in (await response.json())["Error"]
+        port = int(controller.url.rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /filter HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        await writer.drain()
+        writer.transport.abort()
+
+        async def noticed() -> bool:
+            return await controller.value("hami_extender_seconds_count", result="error") == 2
+
+        await until(noticed)
+        assert (await controller.filter(pod, NODES))["NodeNames"] == NODES
 
 
 async def test_unknown_path_and_wrong_method_are_https_own_errors(
