@@ -33,7 +33,7 @@ from hami.sandbox.cluster import Sandbox
 
 PODS: Final = Path(__file__).with_name("demo-pods.yaml")
 STORY_SECONDS: Final = 60.0
-_REFRESH_SECONDS: Final = 0.1
+_REFRESH_SECONDS: Final = 0.02
 _OUT_OF_MEMORY: Final = 2
 """CUDA_ERROR_OUT_OF_MEMORY."""
 STEPS: Final = ("admitted", "bound", "allocated", "running", "checked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_two_pods_on_one_card_do_not_see_each_other(shared: Reached) -> None:
     found = {}
     for name in ("pair-a", "pair-b"):
         shared.await_phase(name, "Running")
-        found[name] = json.loads(eventually(lambda n=name: shared.log(n), "its report"))
+        found[name] = json.loads(eventually(partial(shared.log, name), "its report"))
 
     for one in found.values():
         assert one["ok"]
