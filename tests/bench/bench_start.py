@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import anyio
 
+from hami import logs
+from hami.config import LogSettings
 from hami.sandbox.cluster import Sandbox
 from tests.support.sandbox import gpu, inside, make_pod
 
@@ -66,6 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("--single", type=int, default=20)
     parser.add_argument("--burst", type=int, default=200)
     options = parser.parse_args()
+    logs.configure(LogSettings(level="error"))
     figures = anyio.run(main, options.single, options.burst)
     if options.json:
         print(json.dumps(figures))
