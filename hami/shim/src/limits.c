@@ -156,17 +156,11 @@ static void wait_for_room(struct hami_region *region, unsigned device, uint64_t 
 static int contend(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     const uint64_t deadline_ns = now_ns(CLOCK_MONOTONIC) + CONTENTION_NS;
+    struct tally tally;
+    enum verdict verdict;
     bool my_turn = false;
-    int result = -ENOMEM;
-    for (unsigned round = 0;; round++) {
-        struct tally tally;
-        const enum verdict verdict = judge(region, device, bytes, &tally);
-        if (verdict == FITS)
-            result = 0;
-        if (verdict != CONTENDED)
-            break;
-        if (now_ns(CLOCK_MONOTONIC) >= deadline_ns)
-            break;
+    while ((verdict = judge(region, device, bytes, &tally)) == CONTENDED &&
+           now_ns(CLOCK_MONOTONIC) < deadline_ns) {
         if (!my_turn && region->slot != HAMI_ANONYMOUS_SLOT)
             my_turn = atomic_compare_exchange_strong(&turn, &(int){0}, 1);
         if (my_turn && tally.first >= region->slot) {
@@ -180,9 +174,10 @@ static int contend(struct hami_region *region, unsigned device, uint64_t bytes)
     }
     if (my_turn)
         atomic_store(&turn, 0);
-    if (result != 0)
-        hami_limits_withdraw(region, device, bytes);
-    return result;
+    if (verdict == FITS)
+        return 0;
+    hami_limits_withdraw(region, device, bytes);
+    return -ENOMEM;
 }
 
 int hami_limits_charge(struct hami_region *region, unsigned device, uint64_t bytes)

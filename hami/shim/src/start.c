@@ -1,6 +1,5 @@
 /* start.c: the lazy start at the first hooked call, once a process and again in a forked child. */
 #define _GNU_SOURCE
-#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -8,6 +7,11 @@
 #include "limits.h"
 #include "pointers.h"
 #include "shim.h"
+
+/* What pthread_atfork calls; asked of libc directly, for pthread_atfork itself would pull an old
+ * glibc's libpthread into programs that have no threads. */
+int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void), void *library);
+extern void *__dso_handle;
 
 /* 0: not started; enum hami_attachment: done; -pid: being started by a thread of that process. A
  * child forked meanwhile finds its parent's pid here and starts afresh. */
@@ -40,7 +44,7 @@ static enum hami_attachment start(void)
             break;
     }
     if (atomic_exchange(&fork_handled, 1) == 0)
-        pthread_atfork(NULL, NULL, after_fork_in_child);
+        __register_atfork(NULL, NULL, after_fork_in_child, __dso_handle);
     const enum hami_attachment result = hami_region_attach(&the_region);
     atomic_store(&phase, (int)result);
     return result;
