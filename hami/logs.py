@@ -19,6 +19,8 @@ attempt        1 for the first try
 seconds        a duration
 error          what failed, as text
 status         an HTTP status
+request, verb  id of a request that is being served; what it asks
+result         how it ended
 =============  =====================================================
 """
 
