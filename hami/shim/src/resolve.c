@@ -88,6 +88,8 @@ static void *find_real(enum hami_row row, int flags)
         function = NULL;
     if (function != NULL)
         atomic_store_explicit(&hami_real_functions[row], function, memory_order_release);
+    else
+        dlerror(); /* the error of our own look-up is none of the program's */
     return function;
 }
 

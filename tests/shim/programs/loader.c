@@ -24,7 +24,7 @@ static const char *owner(void *address)
     if (dladdr(address, &info) == 0)
         return "unknown";
     snprintf(path, sizeof path, "%s", info.dli_fname);
-    return basename(path);
+    return dlerror() != NULL ? "an answer and an error" : basename(path);
 }
 
 static void ask_proc(void *library, int form, const char *symbol, int version, uint64_t flags)
