@@ -28,6 +28,8 @@ from tests.support.commands import Process, command
 from tests.support.controller import Controller, Usage, gpus, node_object, pod_object
 from tests.support.kube import until
 
+pytestmark = pytest.mark.slow
+
 NODES = ["n0", "n1"]
 MIB = 2**20
 Configure = Callable[..., Settings]
