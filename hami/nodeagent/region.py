@@ -1,9 +1,9 @@
 """The two files that a container shares with the node agent: made, steered and read here.
 
-Mirrors ``hami/shim/src/region.h``, the authority on the format; the rules by which the fields
-change are in ``docs/region.md``. ``control`` is written by this side alone. ``usage`` is writable
-by the container, so all that is read from it is hostile input: it is read with pread, never mapped
-(a truncated mapping would kill this process), and its counts are clamped.
+The format is ``region_layout``'s; the rules by which the fields change are in ``docs/region.md``.
+``control`` is written by this side alone. ``usage`` is writable by the container, so all that is
+read from it is hostile input: it is read with pread, never mapped (a truncated mapping would kill
+this process), and its counts are clamped.
 Knows no pod, no Kubernetes and no NVML.
 """
 
@@ -12,26 +12,33 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from hami.errors import CodecError
+from hami.nodeagent.region_layout import (
+    ANONYMOUS_SLOT,
+    CONTROL_MAGIC,
+    MAX_DEVICES,
+    MAX_SLOTS,
+    UNLIMITED,
+    USAGE_MAGIC,
+    VERSION,
+    Control,
+    DeviceControl,
+    Slot,
+)
+from hami.nodeagent.region_layout import Usage as Usage  # its size is part of the interface
 
 CONTROL: Final = "control"
 USAGE: Final = "usage"
-MAX_DEVICES: Final = 16
-MAX_SLOTS: Final = 1024
-ANONYMOUS_SLOT: Final = MAX_SLOTS
-UNLIMITED: Final = 2**64 - 1
-VERSION: Final = 1
-CONTROL_MAGIC: Final = int.from_bytes(b"HMCONTRL", "little")
-USAGE_MAGIC: Final = int.from_bytes(b"HMIUSAGE", "little")
 CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
 
@@ -61,96 +68,6 @@ class Flag(IntFlag):
     NONE = 0
     FAIL_OPEN = 1
     """An unusable usage file lifts the limits instead of refusing memory."""
-
-
-class DeviceControl(ctypes.LittleEndianStructure):
-    """struct hami_device_control."""
-
-    _fields_ = (
-        ("uuid", ctypes.c_char * 96),
-        ("memory_limit_bytes", ctypes.c_uint64),
-        ("physical_bytes", ctypes.c_uint64),
-        ("untracked_bytes", ctypes.c_uint64),
-        ("core_limit_permille", ctypes.c_uint32),
-        ("core_mode", ctypes.c_uint32),
-        ("token_rate_ns_per_second", ctypes.c_uint64),
-        ("token_burst_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint8 * 112),
-    )
-
-
-class Control(ctypes.LittleEndianStructure):
-    """struct hami_control: the whole control file."""
-
-    _fields_ = (
-        ("magic", ctypes.c_uint64),
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("generation", ctypes.c_uint64),
-        ("device_count", ctypes.c_uint32),
-        ("priority", ctypes.c_int32),
-        ("policy", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("reserved0", ctypes.c_uint8 * 24),
-        ("pod_uid", ctypes.c_char * 64),
-        ("pod_namespace", ctypes.c_char * 64),
-        ("pod_name", ctypes.c_char * 256),
-        ("container_name", ctypes.c_char * 64),
-        ("devices", DeviceControl * MAX_DEVICES),
-        ("reserved1", ctypes.c_uint8 * 3584),
-    )
-
-
-class UsageRow(ctypes.LittleEndianStructure):
-    """struct hami_usage_row: one device of one process."""
-
-    _fields_ = (
-        ("used_bytes", ctypes.c_uint64),
-        ("pending_bytes", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 6),
-    )
-
-
-class Slot(ctypes.LittleEndianStructure):
-    """struct hami_slot: one process."""
-
-    _fields_ = (
-        ("owner", ctypes.c_uint64),
-        ("pid", ctypes.c_int32),
-        ("host_pid", ctypes.c_int32),
-        ("start_ticks", ctypes.c_uint64),
-        ("pid_namespace", ctypes.c_uint32),
-        ("state", ctypes.c_uint32),
-        ("last_submit_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 3),
-        ("rows", UsageRow * MAX_DEVICES),
-    )
-
-
-class Bucket(ctypes.LittleEndianStructure):
-    """struct hami_bucket: pacing state of one device."""
-
-    _fields_ = (("arrival_ns", ctypes.c_uint64), ("reserved", ctypes.c_uint64 * 7))
-
-
-class Usage(ctypes.LittleEndianStructure):
-    """struct hami_usage: the whole usage file."""
-
-    _fields_ = (
-        ("magic", ctypes.c_uint64),
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("slot_count", ctypes.c_uint32),
-        ("device_count", ctypes.c_uint32),
-        ("reclaimed_ns", ctypes.c_uint64),
-        ("active_words", ctypes.c_uint32),
-        ("reserved0", ctypes.c_uint8 * 28),
-        ("active", ctypes.c_uint64 * (MAX_SLOTS // 64)),
-        ("reserved1", ctypes.c_uint8 * 64),
-        ("buckets", Bucket * MAX_DEVICES),
-        ("reserved2", ctypes.c_uint8 * 768),
-        ("slots", Slot * (MAX_SLOTS + 1)),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -474,23 +391,16 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    magic: int = field()
-    version: int = field()
-    size: int = field()
-
-
 def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:
     if len(content) < 16:
         raise CodecError(f"{path}: expected {size} bytes, met {len(content)}")
-    met = _Header(*(int.from_bytes(content[a:b], "little") for a, b in ((0, 8), (8, 12), (12, 16))))
-    if met.magic != magic:
-        raise CodecError(f"{path}: expected magic {magic:#x}, met {met.magic:#x}")
-    if met.version != VERSION:
-        raise CodecError(f"{path}: expected version {VERSION}, met {met.version}")
-    if met.size != size:
-        raise CodecError(f"{path}: expected size {size}, met {met.size}")
+    met_magic, met_version, met_size = struct.unpack_from("<QII", content)
+    if met_magic != magic:
+        raise CodecError(f"{path}: expected magic {magic:#x}, met {met_magic:#x}")
+    if met_version != VERSION:
+        raise CodecError(f"{path}: expected version {VERSION}, met {met_version}")
+    if met_size != size:
+        raise CodecError(f"{path}: expected size {size}, met {met_size}")
 
 
 def _decode_control(path: Path, content: bytes) -> Control:

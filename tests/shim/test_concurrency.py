@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hami.nodeagent import region
+from hami.nodeagent.region_layout import ANONYMOUS_SLOT
 from hami.sandbox.gpu import catalogue
 from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine, wait_for
 
@@ -190,7 +191,7 @@ def test_more_processes_than_slots_share_the_limit(
     assert crowd.stdout.readline().split() == ["1000", "100"]
 
     processes = region.read_usage(container.directory).processes
-    assert len([process for process in processes if process.slot != region.ANONYMOUS_SLOT]) == 1024
+    assert len([process for process in processes if process.slot != ANONYMOUS_SLOT]) == 1024
     assert container.used_bytes() == LIMIT // 1000 * 1000
     assert crowd.communicate(timeout=30)[1] == ""
 

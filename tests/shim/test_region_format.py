@@ -13,7 +13,7 @@ import pytest
 
 import native
 from hami.errors import CodecError
-from hami.nodeagent import region
+from hami.nodeagent import region, region_layout
 from tests.support.gpu import MIB, Client, Container, Machine
 
 Compile = Callable[..., Path]
@@ -21,12 +21,12 @@ StartClient = Callable[..., Client]
 
 LAYOUT = native.ROOT / native.SHIM / "region-layout.txt"
 MIRROR = {
-    "hami_device_control": region.DeviceControl,
-    "hami_control": region.Control,
-    "hami_usage_row": region.UsageRow,
-    "hami_slot": region.Slot,
-    "hami_bucket": region.Bucket,
-    "hami_usage": region.Usage,
+    "hami_device_control": region_layout.DeviceControl,
+    "hami_control": region_layout.Control,
+    "hami_usage_row": region_layout.UsageRow,
+    "hami_slot": region_layout.Slot,
+    "hami_bucket": region_layout.Bucket,
+    "hami_usage": region_layout.Usage,
 }
 
 
@@ -55,7 +55,7 @@ def test_created_files_have_their_permissions_and_are_no_holes(container: Contai
     usage = (container.directory / "usage").stat()
 
     assert (control.st_mode & 0o777, usage.st_mode & 0o777) == (0o644, 0o666)
-    assert usage.st_blocks * 512 >= usage.st_size == ctypes.sizeof(region.Usage)
+    assert usage.st_blocks * 512 >= usage.st_size == ctypes.sizeof(region_layout.Usage)
     assert sorted(path.name for path in container.directory.iterdir()) == ["control", "usage"]
 
 
@@ -136,16 +136,18 @@ DAMAGE = [
     pytest.param(damaged("control", lambda content: b""), id="control empty"),
     pytest.param(damaged("control", lambda content: b"x" * len(content)), id="control foreign"),
     pytest.param(
-        damaged("control", header(region.CONTROL_MAGIC, 2, 8192)), id="control of a newer version"
+        damaged("control", header(region_layout.CONTROL_MAGIC, 2, 8192)),
+        id="control of a newer version",
     ),
     pytest.param(
-        damaged("control", header(region.CONTROL_MAGIC, 1, 4096)), id="control of another size"
+        damaged("control", header(region_layout.CONTROL_MAGIC, 1, 4096)),
+        id="control of another size",
     ),
     pytest.param(damaged("usage", lambda content: content[:100_000]), id="usage cut short"),
     pytest.param(damaged("usage", lambda content: b""), id="usage empty"),
     pytest.param(damaged("usage", lambda content: b"\0" * len(content)), id="usage zeroed"),
     pytest.param(
-        damaged("usage", header(region.USAGE_MAGIC, 2, ctypes.sizeof(region.Usage))),
+        damaged("usage", header(region_layout.USAGE_MAGIC, 2, ctypes.sizeof(region_layout.Usage))),
         id="usage of a newer version",
     ),
 ]
@@ -239,15 +241,15 @@ def test_limits_are_lifted_over_an_unusable_usage_file_if_the_control_file_says_
 
 def mark_active(directory: Path, slot: int) -> None:
     with (directory / "usage").open("r+b") as file:
-        file.seek(region.Usage.active.offset + slot // 64 * 8)
+        file.seek(region_layout.Usage.active.offset + slot // 64 * 8)
         file.write(struct.pack("<Q", 1 << slot % 64))
 
 
 def test_reader_believes_no_absurd_figures(container: Container) -> None:
     mark_active(container.directory, 3)
     with (container.directory / "usage").open("r+b") as file:
-        file.seek(region.Usage.slots.offset + 3 * ctypes.sizeof(region.Slot))
-        file.write(b"\xff" * ctypes.sizeof(region.Slot))
+        file.seek(region_layout.Usage.slots.offset + 3 * ctypes.sizeof(region_layout.Slot))
+        file.write(b"\xff" * ctypes.sizeof(region_layout.Slot))
 
     (process,) = region.read_usage(container.directory).processes
 
@@ -261,7 +263,7 @@ def test_scribbled_usage_refuses_memory_but_ends_no_program(
 ) -> None:
     path = container.directory / "usage"
     path.write_bytes(
-        path.read_bytes()[: region.Usage.active.offset].ljust(path.stat().st_size, b"\xff")
+        path.read_bytes()[: region_layout.Usage.active.offset].ljust(path.stat().st_size, b"\xff")
     )
     program = compile_program("linked", str(machine.libraries / "libcuda.so.1"))
 

@@ -5,7 +5,7 @@
  *
  * Little-endian, fixed width, explicit padding, no pointers, no size_t. Append into reserved space
  * only; anything else is a new HAMI_REGION_VERSION. layout.c prints every offset, a test compares
- * them with region-layout.txt beside this file and with the ctypes mirror in hami/nodeagent/region.py.
+ * them with region-layout.txt beside this file and with the mirror in nodeagent/region_layout.py.
  * The rules by which the fields change are in docs/region.md.
  */
 #ifndef HAMI_REGION_H
