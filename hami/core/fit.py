@@ -235,7 +235,13 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
         stays = container.role is not Role.INIT
         taken = np.zeros_like(eligible)
         if need_devices or (stays and _asked_again(request, asked[len(steps) + 1 :])):
-            order = score.device_order(question, eligible)
+            order = score.device_order(
+                question.columns,
+                eligible,
+                pod=pod,
+                memory=question.memory,
+                cores=request.cores,
+            )
             taken = _first(eligible, order, request.count) & feasible[:, np.newaxis]
         steps.append(Step(position=position, question=question, taken=taken))
         if not feasible.any():

@@ -8,15 +8,12 @@ uuid; nodes by name. So equal input always gives the same choice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from hami.core.device import DevicePolicy, Weights
+from hami.core.device import DevicePolicy, PodRequest, Weights
 from hami.core.table import Bools, Columns, Floats, Ints
-
-if TYPE_CHECKING:
-    from hami.core.fit import Question
 
 SCALE: Final = 10.0
 MAX_PRIORITY: Final = 10
@@ -36,16 +33,11 @@ def device_scores(
     return _rounded(np.where(usable, SCALE * total, 0.0))
 
 
-def device_order(question: Question, eligible: Bools) -> Ints:
+def device_order(
+    columns: Columns, eligible: Bools, *, pod: PodRequest, memory: Ints, cores: int
+) -> Ints:
     """For each node the columns in order of preference, eligible ones first."""
-    columns, pod = question.columns, question.pod
-    scores = device_scores(
-        columns,
-        slots=1,
-        memory=question.memory,
-        cores=int(question.request.cores),
-        weights=pod.weights,
-    )
+    scores = device_scores(columns, slots=1, memory=memory, cores=cores, weights=pod.weights)
     key = {
         DevicePolicy.BINPACK: -scores,
         DevicePolicy.SPREAD: scores,
