@@ -5,8 +5,6 @@ They are the durable truth about what a pod occupies. Input: Pod objects and All
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hami.core import codec
 from hami.core.allocation import Allocation, BindPhase, Containers
 from hami.core.objects import Pod
@@ -24,7 +22,7 @@ def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
     if not node:
         return None
     parts = [
-        _align(codec.decode_allocation(text, vendor.name), _askers(pod, vendor))
+        _aligned(codec.decode_allocation(text, vendor.name), pod, vendor)
         for vendor in vendors.values()
         if (text := pod.annotations.get(vendor.allocated_key))
     ]
@@ -84,18 +82,18 @@ def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
     return dict.fromkeys(keys)
 
 
-def _askers(pod: Pod, vendor: Vendor) -> list[int]:
-    return [i for i, (c, _) in enumerate(pod.containers()) if asks_for(c, vendor)]
-
-
-def _align(containers: Containers, askers: Sequence[int]) -> Containers:
-    """Devices at the positions of the containers that asked for them.
+def places(record: Containers, pod: Pod, vendor: Vendor) -> dict[int, int]:
+    """Whose the filled segments of a record are: from position to the index of the container.
 
     Some writers leave out the empty segments of containers that ask for nothing. Where exactly as
     many segments hold devices as containers ask for some, order decides; else positions stand.
     """
-    filled = [devices for devices in containers if devices]
-    if len(filled) != len(askers):
-        return containers
-    aligned = dict(zip(askers, filled, strict=True))
-    return tuple(aligned.get(i, ()) for i in range(max(askers, default=-1) + 1))
+    filled = [position for position, devices in enumerate(record) if devices]
+    askers = [i for i, (c, _) in enumerate(pod.containers()) if asks_for(c, vendor)]
+    return dict(zip(filled, askers if len(askers) == len(filled) else filled, strict=True))
+
+
+def _aligned(record: Containers, pod: Pod, vendor: Vendor) -> Containers:
+    """The devices of each container, in container order."""
+    found = {index: record[position] for position, index in places(record, pod, vendor).items()}
+    return tuple(found.get(index, ()) for index in range(max(found, default=-1) + 1))

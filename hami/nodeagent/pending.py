@@ -14,11 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hami.core import codec
+from hami.core import codec, record
 from hami.core.allocation import BindPhase, ContainerDevice
 from hami.core.device import DeviceUuid
 from hami.core.objects import Pod
-from hami.core.request import asks_for
 from hami.core.vendor import Vendor, VendorTable
 from hami.errors import CodecError
 
@@ -153,14 +152,16 @@ def align(
 def blank(text: str, position: int) -> str:
     """The annotation's text with one container's devices taken out; positions stay as they are."""
     segments = text.split(";")
-    segments[position] = ""
+    if position < len(segments):
+        segments[position] = ""
     return ";".join(segments)
 
 
-def restore(text: str, record: str, position: int) -> str:
+def restore(text: str, whole: str, position: int) -> str:
     """The annotation's text with one container's devices put back from the full record."""
     segments = text.split(";")
-    segments[position] = record.split(";")[position]
+    segments += [""] * (position + 1 - len(segments))
+    segments[position] = whole.split(";")[position]
     return ";".join(segments)
 
 
@@ -175,7 +176,8 @@ def _entries(pod: Pod, vendor: Vendor, text: str) -> tuple[Entry, ...]:
     """The filled segments, each with its container."""
     containers = list(pod.containers())
     segments = codec.decode_allocation(text, vendor.name)
-    places = _places(pod, vendor)
+    whole = codec.decode_allocation(pod.annotations.get(vendor.allocated_key, ""), vendor.name)
+    places = record.places(whole, pod, vendor)
     entries = []
     for position, devices in enumerate(segments):
         if not devices:
@@ -197,20 +199,6 @@ def _entries(pod: Pod, vendor: Vendor, text: str) -> tuple[Entry, ...]:
             )
         )
     return tuple(entries)
-
-
-def _places(pod: Pod, vendor: Vendor) -> dict[int, int]:
-    """From a segment's position to the index of its container.
-
-    Some writers leave out the empty segments of containers that ask for nothing. Where exactly as
-    many segments of the full record hold devices as containers ask for some, order decides.
-    """
-    record = codec.decode_allocation(pod.annotations.get(vendor.allocated_key, ""), vendor.name)
-    filled = [position for position, devices in enumerate(record) if devices]
-    askers = [i for i, (c, _) in enumerate(pod.containers()) if asks_for(c, vendor)]
-    if len(filled) != len(askers):
-        return {}
-    return dict(zip(filled, askers, strict=True))
 
 
 def _order(candidate: Candidate) -> tuple[float, str]:
