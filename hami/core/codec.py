@@ -40,6 +40,8 @@ WEBHOOK_LABEL: Final = "hami.io/webhook"
 
 MAX_LABEL: Final = 63
 """A longer node name is no label value; the label is left out then, the annotation stands."""
+MAX_DEVICES: Final = 128
+"""Of one vendor on a node. All nodes' rows are as wide as the widest, so one must not be huge."""
 
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -177,7 +179,8 @@ def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
     """The inventory of a node, in either form: JSON, or the older colon-separated text.
 
     Raises:
-        CodecError: The text follows neither form, lists no device, or lists one twice.
+        CodecError: The text follows neither form, lists no device or more than ``MAX_DEVICES``, or
+            lists one twice.
     """
     stripped = text.strip()
     if stripped.startswith(("[", "{", "null")):
@@ -186,6 +189,8 @@ def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
         devices = _decode_register_text(text, vendor)
     if not devices:
         raise CodecError("expected at least one device, met an empty list")
+    if len(devices) > MAX_DEVICES:
+        raise CodecError(f"expected at most {MAX_DEVICES} devices, met {len(devices)}")
     seen: set[str] = set()
     for device in devices:
         if not device.uuid:
@@ -213,7 +218,7 @@ def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
             memory=MiB(_bounded(row.devmem, "devmem")),
             cores=Percent(_bounded(row.devcore, "devcore")),
             model=row.type,
-            numa=max(row.numa, 0),
+            numa=_bounded(max(row.numa, 0), "numa"),
             mode=row.mode,
             healthy=row.health,
             mig_profiles=tuple(

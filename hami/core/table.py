@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from hami.core.allocation import Charge
 from hami.core.device import Device, DeviceUuid
+from hami.core.words import Words
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -26,6 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 _FIRST_ROWS: Final = 64
 _FIRST_WIDTH: Final = 8
+_FEW_WORDS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ class DeviceTable:
         uuids: Device UUIDs of each row, in column order.
         rows: Row number of each node.
         layout: Moves when a node gets or loses its row.
-        words: Vendor names, models and modes, numbered as they come.
+        words: Vendor names, models and modes by number; a new set when most are out of use.
     """
 
     def __init__(self) -> None:
@@ -109,6 +111,7 @@ class DeviceTable:
         self.rows: dict[str, int] = {}
         self.layout = 0
         self.words = Words()
+        self._many_words = _FEW_WORDS
         self._devices: list[tuple[Device, ...]] = []
         self._columns_of: list[dict[DeviceUuid, int]] = []
         self._rows_with: dict[DeviceUuid, set[int]] = {}
@@ -144,13 +147,13 @@ class DeviceTable:
             c.present[row, i] = True
             c.healthy[row, i] = d.healthy
             c.cordoned[row, i] = d.uuid in cordoned
-            c.vendor[row, i] = self.words.number(d.vendor)
-            c.model[row, i] = self.words.number(d.model)
-            c.mode[row, i] = self.words.number(d.mode)
             c.numa[row, i] = d.numa
             c.slots[row, i] = d.slots
             c.memory[row, i] = d.memory
             c.cores[row, i] = d.cores
+        self._number_words(row)
+        if len(self.words) > self._many_words:
+            self._renumber_words()
         self._touch(row)
         return True
 
@@ -248,6 +251,20 @@ class DeviceTable:
         marks = self.columns.cordoned[row, : len(devices)].tolist()
         return self._devices[row] == devices and marks == [d.uuid in cordoned for d in devices]
 
+    def _number_words(self, row: int) -> None:
+        c = self.columns
+        for i, d in enumerate(self._devices[row]):
+            c.vendor[row, i] = self.words.number(d.vendor)
+            c.model[row, i] = self.words.number(d.model)
+            c.mode[row, i] = self.words.number(d.mode)
+
+    def _renumber_words(self) -> None:
+        """Forget words that no device has any more: nodes may make up new ones for ever."""
+        self.words = Words()
+        for row in range(len(self)):
+            self._number_words(row)
+        self._many_words = max(_FEW_WORDS, 2 * len(self.words))
+
     def _touch(self, row: int) -> None:
         self._generation += 1
         self.generations[row] = self._generation
@@ -286,32 +303,3 @@ class DeviceTable:
         self._columns_of[row] = {}
         for f in fields(Columns):
             getattr(self.columns, f.name)[row] = 0
-
-
-class Words:
-    """Strings by number, so that columns can hold them."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._words: list[str] = []
-
-    def number(self, word: str) -> int:
-        """The word's number, a new one if it was never seen."""
-        found = self._numbers.get(word)
-        if found is None:
-            found = self._numbers[word] = len(self._words)
-            self._words.append(word)
-        return found
-
-    def matching(self, accept: Sequence[str], *, inside: bool = False) -> Bools:
-        """For each number, whether its upper-cased word contains one of the (upper-cased) texts.
-
-        With ``inside`` it is the other way round: whether the word is contained in one of them.
-        """
-        return np.array(
-            [
-                any((word in text) if inside else (text in word.upper()) for text in accept)
-                for word in self._words
-            ],
-            np.bool_,
-        )

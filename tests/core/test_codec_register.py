@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hami.core import codec
 from hami.core.device import Device, MigPlacement, MigProfile, VendorName
-from hami.core.quantity import MiB, Percent
+from hami.core.quantity import MAX_INT32, MiB, Percent
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import CodecError
 from tests.support.builders import make_device
@@ -182,6 +182,10 @@ def test_other_words_are_no_truth_values(text: str) -> None:
         pytest.param("GPU-x,one,1,1,T4,0,true:", "count: ", id="a_word_for_a_number"),
         pytest.param("GPU-x,1,1,1,T4,x,true:", "numa: ", id="a_word_for_a_numa_node"),
         pytest.param("GPU-x,1,1,1,T4,0,true,-1,mig:", "index: ", id="a_negative_index"),
+        pytest.param('[{"id":"x","numa":99999999999999999999}]', "numa: ",
+                     id="a_numa_node_that_no_column_can_hold"),
+        pytest.param("".join(f"GPU-{i},1,1,1,T4,0,true:" for i in range(codec.MAX_DEVICES + 1)),
+                     f"at most {codec.MAX_DEVICES} devices", id="more_than_any_node_has"),
         pytest.param(f"{TWO_DCUS}x,1:", "7 or 9 fields", id="one_bad_segment_spoils_the_whole"),
         pytest.param(",1,1,1,T4,0,true:", "have an id", id="an_empty_id_in_text"),
         pytest.param("[]", "at least one device", id="an_empty_json_array"),
@@ -252,5 +256,7 @@ def test_any_inventory_is_read_or_refused_as_malformed(text: str) -> None:
     assert devices
     for device in devices:
         assert device.uuid
-        assert min(device.slots, device.memory, device.cores, device.numa, device.index) >= 0
+        numbers = device.slots, device.memory, device.cores, device.numa, device.index
+        assert min(numbers) >= 0
+        assert max(numbers) <= MAX_INT32
     assert len({device.uuid for device in devices}) == len(devices)

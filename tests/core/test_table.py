@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from hami.core.allocation import Charge
 from hami.core.device import DeviceUuid
-from hami.core.table import DeviceTable, Words
-from tests.support.builders import make_device, make_devices, make_table
+from hami.core.table import DeviceTable
+from hami.core.words import Words
+from tests.support.builders import MODEL, make_device, make_devices, make_table
 
 GPU = DeviceUuid("GPU-0")
 
@@ -222,6 +223,17 @@ def test_a_copy_stays_as_it_is_and_a_view_moves_along() -> None:
     assert copied.uuid(0, 0) == "B-0"
     assert viewed.columns.used_slots[0, 0] == 1
     assert copied.generations[1] < table.generation("node-0") == viewed.generations[0]
+
+
+def test_words_that_no_device_has_any_more_are_forgotten() -> None:
+    table = make_table(make_devices(2))
+    for i in range(3000):
+        table.set_node("liar", [make_device("x", model=f"made up {i}", mode=f"m{i}")])
+
+    model = table.view().columns.model
+    assert len(table.words) < 1100
+    assert table.words.matching([MODEL.upper()])[model[0, :2]].all()
+    assert table.words.matching(["MADE UP 2999"])[model[1, 0]]
 
 
 def test_words_keep_their_number() -> None:
