@@ -28,7 +28,11 @@ from hami.core.vendor import Vendor, VendorTable
 from hami.errors import CodecError, QuantityError
 
 MAX_DEVICES_PER_CONTAINER: Final = 1024
-"""More than any node has; a bound on what one pod can make the engine do."""
+"""More than any node has; with the next two, a bound on what one pod can make the engine do."""
+MAX_CONTAINERS: Final = 128
+"""Of a pod that asks for devices; each container that asks is a look at every node."""
+MAX_LISTED: Final = 256
+"""Items in a list of models or UUIDs; each is compared with every model there is."""
 WHOLE: Final = Percent(100)
 _WEIGHT: Final = re.compile(r"\d{1,18}", re.ASCII)
 
@@ -46,7 +50,7 @@ def read_request(pod: Pod, vendors: VendorTable, defaults: Defaults) -> PodReque
 
     Raises:
         QuantityError: A resource is no whole number or out of range.
-        CodecError: A policy or weight annotation cannot be read.
+        CodecError: The weights cannot be read, or a list or the pod is longer than any in earnest.
     """
     containers = tuple(
         ContainerRequest(
@@ -62,6 +66,11 @@ def read_request(pod: Pod, vendors: VendorTable, defaults: Defaults) -> PodReque
     )
     if not any(container.requests for container in containers):
         return PodRequest(containers=containers)
+    if len(containers) > MAX_CONTAINERS:
+        raise CodecError(
+            f"expected at most {MAX_CONTAINERS} containers in a pod that asks for devices, "
+            f"met {len(containers)}"
+        )
     annotations = pod.annotations
     asked = {request.vendor for container in containers for request in container.requests}
     return PodRequest(
@@ -197,11 +206,23 @@ def _is_true(text: str | None) -> bool:
 
 
 def _selection(pod: Pod, vendor: Vendor) -> Selection:
-    keys, annotations = vendor.selection_keys, pod.annotations
+    keys = vendor.selection_keys
     return Selection(
-        use_types=tuple(t.upper() for t in codec.split_list(annotations.get(keys.use_type))),
-        avoid_types=tuple(t.upper() for t in codec.split_list(annotations.get(keys.avoid_type))),
-        use_uuids=frozenset(codec.split_list(annotations.get(keys.use_uuid))),
-        avoid_uuids=frozenset(codec.split_list(annotations.get(keys.avoid_uuid))),
-        modes=annotations.get(keys.mode, "").strip(),
+        use_types=tuple(model.upper() for model in _listed(pod, keys.use_type)),
+        avoid_types=tuple(model.upper() for model in _listed(pod, keys.avoid_type)),
+        use_uuids=frozenset(_listed(pod, keys.use_uuid)),
+        avoid_uuids=frozenset(_listed(pod, keys.avoid_uuid)),
+        modes=pod.annotations.get(keys.mode, "").strip(),
     )
+
+
+def _listed(pod: Pod, key: str) -> tuple[str, ...]:
+    """The items of a list annotation.
+
+    Raises:
+        CodecError: They are too many.
+    """
+    items = codec.split_list(pod.annotations.get(key))
+    if len(items) > MAX_LISTED:
+        raise CodecError(f"{key}: expected at most {MAX_LISTED} items, met {len(items)}")
+    return items

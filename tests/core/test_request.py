@@ -16,10 +16,12 @@ from hami.core.device import (
     Selection,
     Weights,
 )
-from hami.core.objects import Container
+from hami.core.objects import Container, Pod
 from hami.core.quantity import MAX_INT32, MiB, Percent
 from hami.core.request import (
+    MAX_CONTAINERS,
     MAX_DEVICES_PER_CONTAINER,
+    MAX_LISTED,
     Defaults,
     asks_for,
     read_container,
@@ -180,6 +182,39 @@ def test_a_demand_that_cannot_be_read_names_container_and_resource(
     assert "'main'" in str(caught.value)
     assert len(str(caught.value)) < 300
     assert not asks_for(container, NVIDIA)
+
+
+@pytest.mark.parametrize(
+    ("pod", "message"),
+    [
+        pytest.param(
+            make_pod(
+                init_containers=[make_container(f"i{i}", gpus=1) for i in range(MAX_CONTAINERS)]
+            ),
+            f"at most {MAX_CONTAINERS} containers",
+            id="containers",
+        ),
+        pytest.param(
+            make_pod(annotations={"nvidia.com/use-gputype": "A," * (MAX_LISTED + 1)}),
+            f"use-gputype: expected at most {MAX_LISTED} items",
+            id="models",
+        ),
+        pytest.param(
+            make_pod(annotations={"nvidia.com/nouse-gpuuuid": "A," * (MAX_LISTED + 1)}),
+            f"nouse-gpuuuid: expected at most {MAX_LISTED} items",
+            id="devices",
+        ),
+    ],
+)
+def test_a_pod_that_would_keep_the_engine_busy_is_refused(pod: Pod, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        read_request(pod, VENDORS, Defaults())
+
+
+def test_any_number_of_containers_may_ask_for_nothing() -> None:
+    many = [make_container(f"c{i}") for i in range(MAX_CONTAINERS + 1)]
+
+    assert read_request(make_pod(containers=many), VENDORS, Defaults()).empty
 
 
 @pytest.mark.parametrize(
