@@ -9,6 +9,7 @@ fails, the reservation stays until the watch shows the pod bound or its time is 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,6 @@ from hami.errors import (
     CodecError,
     ConflictError,
     HamiError,
-    KubeError,
     NotFoundError,
     StaleSnapshotError,
     UnavailableError,
@@ -280,7 +280,7 @@ class Binder:
                 if not settled and await self._clear_record(task):
                     return True
                 settled = True
-            except KubeError as error:
+            except HamiError as error:
                 log.warning("bind_outcome_unknown", pod=task.args.pod, error=str(error))
         if settled:
             self._cache.release(task.args.uid)
@@ -293,7 +293,7 @@ class Binder:
         The write also makes a Binding that is still on its way come too late.
 
         Raises:
-            KubeError: The API server gives no answer, or none that settles it.
+            HamiError: The API server gives no answer, or none that settles it.
         """
         for _ in range(self._settings.max_attempts):
             try:
@@ -320,9 +320,10 @@ class Binder:
         """Whether the pod is bound to the node, as by a request whose answer was lost."""
         if pod.spec.node_name != task.args.node:
             return False
-        allocation = record.allocation_of(pod, self._vendors)
-        if allocation is not None and self._cache.get(task.args.uid) is not None:
-            self._cache.confirm(allocation)
+        with contextlib.suppress(CodecError):  # spoilt since: the watch reports it
+            allocation = record.allocation_of(pod, self._vendors)
+            if allocation is not None and self._cache.get(task.args.uid) is not None:
+                self._cache.confirm(allocation)
         return True
 
     async def _find(self, args: BindArgs) -> Pod:

@@ -16,7 +16,7 @@ from typing import Final
 
 from hami.config import ControllerSettings
 from hami.core.allocation import Allocation
-from hami.core.cache import AllocationCache
+from hami.core.cache import AllocationCache, State
 from hami.core.device import PodRequest
 from hami.core.objects import Pod
 from hami.core.placement import Placer, Ranking
@@ -87,22 +87,27 @@ class Extender:
 
         Raises:
             CodecError: The request cannot be read.
-            StaleSnapshotError: The pod is being bound, or is bound, by an earlier decision.
+            StaleSnapshotError: The pod is bound, or perhaps bound, by an earlier decision.
         """
         request = read_request(pod, self._vendors, self._defaults)
         if request.empty:
             return Feasible(nodes=nodes, failed=None)
-        known = bool(pod.metadata.uid)  # others only ask what would be, and nothing is held
-        if known:
-            self._release_own(pod)
+        if not pod.metadata.uid:  # somebody asks what would be: nothing is held, nobody told
+            ranking = self._placer.rank(request, nodes)
+            return self._feasible(ranking)
+        expires_at = self._take_back(pod)
         ranking = self._placer.rank(request, nodes)
+        if ranking.best is None:
+            self._explain(pod, ranking.failed)
+        else:
+            self._hold(pod, request, ranking.best, expires_at=expires_at)
+            self._remember(pod.metadata.uid, ranking)
+        return self._feasible(ranking)
+
+    def _feasible(self, ranking: Ranking) -> Feasible:
         best = ranking.best
         if best is None:
-            self._explain(pod, ranking.failed)
             return Feasible(nodes=(), failed=ranking.failed)
-        if known:
-            self._hold(pod, request, best)
-            self._remember(pod.metadata.uid, ranking)
         chosen = (best,) if self._settings.mode == "exclusive" else ranking.feasible
         return Feasible(nodes=chosen, failed=ranking.failed)
 
@@ -121,17 +126,28 @@ class Extender:
         scores = ranking.priorities()
         return {node: scores.get(node, 0) for node in nodes}
 
-    def _release_own(self, pod: Pod) -> None:
-        """Give back what an earlier filter or failed bind of this pod still holds."""
+    def _take_back(self, pod: Pod) -> float:
+        """Give back what an earlier filter holds for the pod; until when the next one may hold.
+
+        A hold made again ends when the first would have: a pod that is asked about for ever and
+        never bound must not keep its devices from everybody else.
+        """
         uid = pod.metadata.uid
         if self._is_binding(uid):
             raise StaleSnapshotError(f"pod {pod.key}: a bind of it is under way")
-        if not self._cache.release(uid) and (current := self._cache.get(uid)):
+        fresh = self._clock() + self._settings.hold_seconds
+        current = self._cache.get(uid)
+        if current is None:
+            return fresh
+        if current.state is not State.HELD:
+            how = "already" if current.state is State.CONFIRMED else "perhaps already"
             raise StaleSnapshotError(
-                f"pod {pod.key}: already bound to node {current.allocation.node}"
+                f"pod {pod.key}: {how} bound to node {current.allocation.node}"
             )
+        self._cache.release(uid)
+        return fresh if current.expires_at is None else min(fresh, current.expires_at)
 
-    def _hold(self, pod: Pod, request: PodRequest, node: str) -> None:
+    def _hold(self, pod: Pod, request: PodRequest, node: str, *, expires_at: float) -> None:
         choice = self._placer.choose(request, node)
         if isinstance(choice, Verdict):
             raise UnfitError(f"node {node}: {choice}")
@@ -144,7 +160,7 @@ class Extender:
             containers=choice.containers,
             roles=roles_of(pod),
         )
-        self._cache.hold(allocation, expires_at=self._clock() + self._settings.hold_seconds)
+        self._cache.hold(allocation, expires_at=expires_at)
 
     def _remember(self, uid: str, ranking: Ranking) -> None:
         self._rankings[uid] = ranking

@@ -63,6 +63,7 @@ class PodHandler:
             allocation = record.allocation_of(pod, self._vendors)
         except CodecError as error:
             self._report(pod, old, f"the record of its devices cannot be read: {error}")
+            self._keep_known(pod)
             return
         if allocation is not None and allocation.node != pod.spec.node_name:
             self._report(
@@ -82,6 +83,12 @@ class PodHandler:
             )
         else:
             self._twins.leave(uid)
+
+    def _keep_known(self, pod: Pod) -> None:
+        """What was bound here or seen before goes on counting, and does not expire."""
+        known = self._cache.get(pod.metadata.uid)
+        if known is not None and known.allocation.node == pod.spec.node_name:
+            self._cache.confirm(known.allocation, init_done=record.init_done(pod))
 
     def _drop_unrecorded(self, pod: Pod) -> None:
         """A bound pod without a (valid) record holds nothing, whatever was thought before."""

@@ -251,11 +251,47 @@ async def test_binding_whose_fate_is_unknown_stays_reserved_until_the_watch_tell
         refused = await controller.filter(rival, ["n0"])
         assert error
         assert refused["NodeNames"] == []
+        assert "perhaps already bound" in (await controller.filter(pod, NODES))["Error"]
         server.faults.remove(blind)
         assert await controller.bind(pod, "n0") == ""
         assert await controller.value("hami_reservations", state="confirmed") == 1
 
     assert node_of(server, "p") == "n0"
+
+
+async def test_pod_whose_record_was_spoilt_before_the_answer_came_is_bound_and_counted(
+    server: ApiServer, configure: Configure
+) -> None:
+    """The Binding is made, its answer is lost, and somebody writes nonsense on the pod."""
+    pod = server.store.create(pod_object("p"))
+    blind = server.faults.add(Fault(verb="watch", resource="pods", drop=Drop.BEFORE))
+    server.faults.add(Fault(verb="create", resource="pods/binding", drop=Drop.AFTER, times=1))
+    late = server.faults.add(Fault(verb="create", resource="pods/binding", delay_seconds=0.5))
+
+    async with running(configure()) as controller, anyio.create_task_group() as group:
+        server.faults.drop_streams()
+        answers = await bind_in_background(group, controller, pod, "n0")
+
+        async def bound() -> bool:
+            return node_of(server, "p") == "n0" and late.hits > 0
+
+        await until(bound)
+        spoilt = pod_in(server, "p")
+        spoilt["metadata"]["annotations"][NVIDIA.allocated_key] = "GPU-n0-0,NVIDIA,lots,0:;"
+        server.store.update(spoilt)
+
+        async def answered() -> bool:
+            return bool(answers)
+
+        await until(answered)
+        assert answers == [""]
+        assert len(await controller.usage()) == 1
+        server.faults.remove(blind)
+
+        async def kept() -> bool:
+            return await controller.value("hami_reservations", state="confirmed") == 1
+
+        await until(kept)
 
 
 # -- twins --------------------------------------------------------------------------------------

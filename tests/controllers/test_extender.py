@@ -90,6 +90,21 @@ async def test_hold_that_nobody_comes_back_for_ends(
         assert await controller.value("hami_reservations_expired_total", state="held") == 1
 
 
+async def test_pod_that_is_never_bound_does_not_keep_its_devices_by_asking_again(
+    server: ApiServer, configure: Configure
+) -> None:
+    pod = server.store.create(pod_object("p"))
+
+    async with running(configure(hold_seconds=0.5)) as controller:
+
+        async def freed_while_asking() -> bool:
+            await controller.filter(pod, NODES)
+            expired = await controller.value("hami_reservations_expired_total", state="held")
+            return expired == 1
+
+        await until(freed_while_asking)
+
+
 @pytest.mark.parametrize("policy", ["binpack", "spread"])
 async def test_prioritize_prefers_the_node_that_filter_holds(
     server: ApiServer, configure: Configure, policy: str
@@ -161,7 +176,9 @@ async def test_pod_that_does_not_exist_yet_holds_nothing(
         for name in ("would", "would-too"):
             answer = await controller.filter(pod_object(name, gpus=2, memory=30_000), NODES)
             assert answer["NodeNames"] == NODES
+        assert (await controller.filter(pod_object("huge", gpus=9), NODES))["NodeNames"] == []
         assert await controller.usage() == {}
+    assert server.store.list("events") == []
 
 
 async def test_keys_are_read_in_any_letter_case(server: ApiServer, configure: Configure) -> None:
@@ -236,6 +253,9 @@ HOSTILE: list[Any] = [
     pytest.param(b'{"Pod":' + b"[" * 100_000, id="deep"),
     pytest.param(b'{"Pod":{"spec":{"containers":[null]}},"NodeNames":[]}', id="null container"),
     pytest.param(b'{"PodName":1,"PodNamespace":"d","PodUID":"u","Node":"n"}', id="number as name"),
+    pytest.param(
+        b'{"PodName":"..","PodNamespace":"d","PodUID":"u","Node":"n"}', id="way out of a path"
+    ),
 ]
 
 
@@ -285,6 +305,24 @@ async def test_broken_compression_and_broken_connections_disturb_nobody(
 
         await until(noticed)
         assert (await controller.filter(pod, NODES))["NodeNames"] == NODES
+
+
+@pytest.mark.parametrize("given", [b"\xff\xfe", b"a b", b"x" * 65])
+async def test_request_id_that_is_none_is_not_repeated(
+    server: ApiServer, configure: Configure, given: bytes
+) -> None:
+    async with running(configure()) as controller:
+        port = int(controller.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /bind HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n"
+            b"X-Request-Id: " + given + b"\r\n\r\n{}"
+        )
+        answer = await reader.read()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert given not in answer
 
 
 async def test_unknown_path_and_wrong_method_are_https_own_errors(
