@@ -111,12 +111,17 @@ class Twins:
         return flight
 
     def _ahead(self, flight: _Flight) -> list[_Flight]:
-        """The twins that came first and still count."""
+        """The twins that came first, or were seen bound by somebody else, and still count."""
         ahead: list[_Flight] = []
+        came_first = True
         for other in self._nodes[flight.node].values():
             if other is flight:
-                break
-            if other.keys & flight.keys and self._left_of(other) > 0:
+                came_first = False
+            elif (
+                (came_first or other.started_at is not None)
+                and other.keys & flight.keys
+                and self._left_of(other) > 0
+            ):
                 ahead.append(other)
         return ahead
 

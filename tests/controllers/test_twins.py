@@ -134,6 +134,20 @@ async def test_pods_seen_allocating_after_a_restart_hold_back_their_twins() -> N
     assert arrivals.order == ["new"]
 
 
+async def test_pod_that_somebody_else_bound_meanwhile_holds_back_those_who_wait() -> None:
+    twins = Twins(patience_seconds=60)
+    async with anyio.create_task_group() as group:
+        arrivals = Arrivals(twins, group)
+        await arrivals.enter("a")
+        await arrivals.enter("b")
+        twins.saw_allocating("other", node="n", keys=ONE)
+        twins.leave("a")
+        await settle()
+        assert arrivals.order == ["a"]
+        twins.leave("other")
+    assert arrivals.order == ["a", "b"]
+
+
 def test_keys_are_the_counts_that_the_kubelet_asks_for() -> None:
     request = builders.make_pod_request(
         builders.asking(builders.make_demand(2), builders.make_demand(3, vendor="OTHER")),
