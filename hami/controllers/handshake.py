@@ -25,7 +25,7 @@ from hami.core import codec, inventory
 from hami.core.device import VendorName
 from hami.core.objects import Node
 from hami.core.vendor import Vendor, VendorTable
-from hami.errors import CodecError, ConflictError, KubeError
+from hami.errors import CodecError, ConflictError, KubeError, NotFoundError
 from hami.kube import patching
 from hami.kube.client import KubeClient
 from hami.kube.informer import Informer
@@ -100,7 +100,8 @@ class Handshake:
             await checkpoint()
         self._agents = seen
         for node, vendor in due[:QUESTIONS_PER_ROUND]:
-            await self._ask(node, vendor)
+            if not await self._ask(node, vendor):
+                return  # the next one would very likely fail too
 
     def _judge(
         self, node: Node, seen: dict[tuple[str, VendorName], _Agent]
@@ -126,8 +127,9 @@ class Handshake:
                 silent.append(vendor.name)
         self._handler.set_silent(node.name, silent)
 
-    async def _ask(self, node: Node, vendor: Vendor) -> None:
-        """Write the question, on condition that the node is as it was judged."""
+    async def _ask(self, node: Node, vendor: Vendor) -> bool:
+        """Write the question, if the node is still as it was judged; False if writing fails."""
+        agent = self._agents[node.name, vendor.name]
         value = codec.encode_handshake_request(self._wall_clock())
         try:
             await patching.patch_metadata(
@@ -136,17 +138,21 @@ class Handshake:
                 annotations={vendor.handshake_key: value},
                 resource_version=node.metadata.resource_version,
             )
+        except (ConflictError, NotFoundError) as error:
+            self._counters.handshakes.labels("conflicted").inc()
+            log.debug("handshake_not_asked", node=node.name, vendor=vendor.name, error=str(error))
+            return True
         except KubeError as error:
-            conflicted = isinstance(error, ConflictError)
-            self._counters.handshakes.labels("conflicted" if conflicted else "failed").inc()
-            level = log.debug if conflicted else log.warning
-            level("handshake_not_asked", node=node.name, vendor=vendor.name, error=str(error))
-            return
+            self._counters.handshakes.labels("failed").inc()
+            log.warning("handshake_not_asked", node=node.name, vendor=vendor.name, error=str(error))
+            agent.ask_at = self._clock() + self._settings.handshake_timeout_seconds  # others first
+            return False
         self._counters.handshakes.labels("asked").inc()
         wait = self._settings.handshake_seconds * (1 + JITTER * (2 * self._uniform() - 1))
-        agent, now = self._agents[node.name, vendor.name], self._clock()
+        now = self._clock()
         agent.ask_at, agent.question, agent.asked_at = now + wait, value, now
         agent.asked_version = node.metadata.resource_version
+        return True
 
 
 def _open_question(node: Node, vendor: Vendor) -> str:

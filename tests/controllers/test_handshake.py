@@ -172,6 +172,16 @@ async def test_question_whose_time_cannot_be_read_is_an_open_one(scene: Any, val
         assert not s.healthy
 
 
+async def test_node_that_cannot_be_written_is_left_for_a_while(scene: Any) -> None:
+    async with scene() as s:
+        s.server.faults.add(Fault(verb="patch", resource="nodes", status=403, times=1))
+        assert await s.look() == ""
+        assert await s.look() == ""
+        s.now += 60
+        assert (await s.look()).startswith("Requesting_")
+        assert value_of(s.counters.handshakes, "failed") == 1
+
+
 async def test_node_that_changed_meanwhile_is_asked_in_the_next_round(scene: Any) -> None:
     async with scene() as s:
         s.server.faults.add(Fault(verb="patch", resource="nodes", status=409, times=1))
