@@ -8,6 +8,7 @@ nothing of devices.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,9 @@ READ_SECONDS: Final = 60.0
 READ_BYTES: Final = 1024 * 1024
 """Read ahead of a body; thousands of node names come in one go."""
 CLEANUP_SECONDS: Final = 5.0
+LOGGED_CHARACTERS: Final = 1000
+"""Of a text from outside, in a log line."""
+_REQUEST_ID: Final = re.compile(r"[-._A-Za-z0-9]{1,64}")
 NOT_SYNCED: Final = "not synced with the API server yet"
 
 
@@ -142,7 +146,7 @@ def _route(
     async def handle(request: web.Request) -> web.Response:
         services = request.app[SERVICES]
         started = time.perf_counter()
-        request_id = request.headers.get("X-Request-Id", "")[:64] or uuid.uuid4().hex[:12]
+        request_id = _request_id(request)
         with structlog.contextvars.bound_contextvars(request=request_id):
             try:
                 outcome = await ask(services, await _read(request, services.settings, verb))
@@ -164,6 +168,12 @@ def _route(
     return handle
 
 
+def _request_id(request: web.Request) -> str:
+    """The caller's own id where it is one, else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex[:12]
+
+
 def _say(verb: str, outcome: _Outcome, seconds: float) -> None:
     level = log.info if outcome.matters else log.debug
     details = {"pod": outcome.pod, "error": outcome.error}
@@ -172,7 +182,7 @@ def _say(verb: str, outcome: _Outcome, seconds: float) -> None:
         verb=verb,
         result=outcome.result,
         seconds=round(seconds, 6),
-        **{key: value for key, value in details.items() if value},
+        **{key: value[:LOGGED_CHARACTERS] for key, value in details.items() if value},
     )
 
 

@@ -98,6 +98,8 @@ def _answer(asked: _Review, request: _Request, rules: Rules) -> Answer:
         return _allow(asked, request, name, admit(pod, raw, rules))
     except AdmissionError as error:
         return _deny(asked, name, str(error))
+    except RecursionError:  # no pod of an API server; too deep to be copied
+        return refuse(asked, 400, "request.object: expected a pod, met one nested too deeply")
 
 
 def _is_creation(request: _Request) -> bool:

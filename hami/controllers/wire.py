@@ -6,6 +6,7 @@ are written, and what is unset is null. Source: ``k8s.io/kube-scheduler/extender
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
@@ -75,6 +76,8 @@ NAMES_KEPT: Final = 4
 """Lists of names that are known again; several schedulers, or samples of one, may take turns."""
 
 _BIND_KEYS: Final = ("PodName", "PodNamespace", "PodUID", "Node")
+_BIND_VALUE: Final = re.compile(r"[A-Za-z0-9]([-.A-Za-z0-9]{0,251}[A-Za-z0-9])?")
+"""Names and uids of objects; whatever else, they must not bend the path of a request."""
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ENCODER = msgspec.json.Encoder()
 
@@ -123,13 +126,17 @@ def decode_bind(body: bytes) -> BindArgs:
     """The arguments of bind.
 
     Raises:
-        CodecError: The body is not what the protocol says, or leaves something empty.
+        CodecError: The body is not what the protocol says, leaves something empty, or names what
+            cannot be the name of anything.
     """
     fields = _fields(body, "ExtenderBindingArgs")
     found = {key: _part(fields, key, str) or "" for key in _BIND_KEYS}
     missing = [key for key, value in found.items() if not value]
     if missing:
         raise CodecError(f"ExtenderBindingArgs: expected {', '.join(missing)}, met none")
+    for key, value in found.items():
+        if _BIND_VALUE.fullmatch(value) is None:
+            raise CodecError(f"ExtenderBindingArgs: {key}: expected a name, met {value[:60]!r}")
     name, namespace, uid, node = found.values()
     return BindArgs(name=name, namespace=namespace, uid=uid, node=node)
 

@@ -116,6 +116,12 @@ def test_what_is_no_new_pod_is_allowed_as_it_is(review: Any) -> None:
         pytest.param(review_of([]), id="object of wrong type"),
         pytest.param(review_of({"spec": {"containers": [None]}}), id="null container"),
         pytest.param(review_of({"spec": {"containers": {"a": 1}}}), id="containers of wrong type"),
+        pytest.param(
+            msgspec.json.encode(review_of({"spec": {"containers": [{}], "x": "deep"}})).replace(
+                b'"deep"', b"[" * 700 + b"]" * 700
+            ),
+            id="deeper than can be copied",
+        ),
         pytest.param(review_of(default_pod(), version="admission.k8s.io/v9"), id="later version"),
         pytest.param(review_of(default_pod(), version="apps/v1"), id="other group"),
     ],
