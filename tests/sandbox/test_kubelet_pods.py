@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from hami.kube.resources import LEASES, NODES
+from hami.kube.resources import LEASES, NODES, PODS
 from tests.support.kube import until
 from tests.support.node import (
     NODE,
@@ -328,3 +328,18 @@ async def test_a_pod_leaves_nothing_on_its_node() -> None:
             return not [entry async for entry in pods.iterdir()]
 
         await until(empty)
+
+
+async def test_a_pod_that_another_declared_failed_ends_and_keeps_the_reason() -> None:
+    async with open_node() as bench:
+        await bench.create(make_pod("a", container(run="echo $$$$; exec sleep 1000")))
+        pid = int(await bench.logged("a", "\n"))
+
+        status = {"phase": "Failed", "reason": "Misplaced", "message": "it runs elsewhere"}
+        await bench.client.patch(
+            PODS.path("default", "a", subresource="status"), {"status": status}
+        )
+
+        pod = await bench.pod("a", lambda pod: "terminated" in container_state(pod))
+        assert await ended(pid)
+        assert {key: pod["status"][key] for key in status} == status

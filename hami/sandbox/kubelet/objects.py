@@ -129,6 +129,8 @@ class PodStatus(_Object, frozen=True, kw_only=True):
     """What was last reported of the pod."""
 
     phase: str = ""
+    reason: str | None = None
+    message: str | None = None
     qos_class: str | None = None
     start_time: str | None = None
     conditions: list[Condition] | None = None

@@ -133,11 +133,12 @@ def pod_status(
         now: The time, for conditions that change.
         before: The status reported before, for those that do not.
     """
-    reached = phase(records, over=over)
+    ended = pod.finished  # by another's hand: that stands, with its reason
+    reached = pod.status.phase if ended else phase(records, over=over)
     return {
         "phase": reached,
-        "reason": None,
-        "message": None,
+        "reason": pod.status.reason if ended else None,
+        "message": pod.status.message if ended else None,
         "startTime": before.get("startTime") or pod.status.start_time or now,
         "hostIP": ADDRESS,
         "hostIPs": [{"ip": ADDRESS}],

@@ -132,8 +132,10 @@ class PodWorker:
     # what the API server says
 
     def update(self, pod: Pod) -> None:
-        """The pod changed; a deletion begins its end, or hastens it."""
+        """The pod changed; a deletion, or a phase that another wrote, begins or hastens its end."""
         self.pod = pod
+        if pod.finished and self.stage is not Stage.OVER:
+            self._life.cancel()
         if pod.metadata.deletion_timestamp is not None:
             self._stop()
 
