@@ -279,6 +279,20 @@ def test_program_without_a_driver_is_not_disturbed(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_program_with_its_own_walk_over_the_loaded_objects_still_runs(
+    compile_program: Compile,
+) -> None:
+    done = subprocess.run(
+        [compile_program("own_iterator", "-rdynamic")],
+        env={"LD_PRELOAD": str(SHIM)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["found", "missing"]
+
+
 def test_hooked_name_is_missing_where_there_is_no_driver(compile_program: Compile) -> None:
     done = subprocess.run(
         [compile_program("bystander"), *HOOKS],

@@ -1,7 +1,8 @@
-/* elf.c: a symbol look-up over dl_iterate_phdr, through each object's GNU hash table. */
+/* elf.c: symbol look-up in the loaded objects, through each object's GNU hash table. */
 #define _GNU_SOURCE
 #include "elf.h"
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
 #include <stddef.h>
@@ -65,6 +66,8 @@ HAMI_EARLY static bool is_definition(const struct object *object, uint32_t index
 
 HAMI_EARLY static void *find_in(const struct object *object, const char *name)
 {
+    if (object->symbols == NULL || object->strings == NULL || object->gnu_hash == NULL)
+        return NULL;
     const uint32_t hash = hash_of(name);
     const uint32_t bucket_count = object->gnu_hash[0];
     const uint32_t first_hashed = object->gnu_hash[1];
@@ -101,14 +104,35 @@ HAMI_EARLY static int visit(struct dl_phdr_info *info, size_t size, void *argume
         search->passed |= contains;
         return 0;
     }
-    if (object.symbols != NULL && object.strings != NULL && object.gnu_hash != NULL)
-        search->found = find_in(&object, search->name);
+    search->found = find_in(&object, search->name);
     return search->found != NULL;
 }
 
 HAMI_EARLY void *hami_elf_next(const char *name, const void *address)
 {
-    struct search search = {.name = name, .address = (uintptr_t)address, .passed = address == NULL};
+    struct search search = {.name = name, .address = (uintptr_t)address};
     dl_iterate_phdr(visit, &search);
     return search.found;
+}
+
+/* Takes no lock against dlclose. It need not: the walk ends at libc, and what is loaded before libc
+ * or with it is never unloaded. */
+HAMI_EARLY void *hami_elf_after_us(const char *name)
+{
+    static const char here;
+    Dl_info info;
+    struct link_map *us = NULL;
+    void *found = NULL;
+    if (dladdr1(&here, &info, (void **)&us, RTLD_DL_LINKMAP) == 0)
+        return NULL;
+    struct link_map *first = us;
+    while (first->l_prev != NULL)
+        first = first->l_prev;
+    for (struct link_map *map = us->l_next != NULL ? us->l_next : first; found == NULL && map != us;
+         map = map->l_next != NULL ? map->l_next : first) {
+        struct object object = {.base = map->l_addr};
+        read_dynamic(&object, map->l_ld);
+        found = find_in(&object, name);
+    }
+    return found;
 }

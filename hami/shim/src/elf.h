@@ -19,8 +19,12 @@ HAMI_EARLY static inline bool hami_same_name(const char *left, const char *right
 }
 
 /* The first definition of `name` in an object loaded after the one that contains `address`, in load
- * order: what dlsym(RTLD_NEXT) tells a caller at that address. Address NULL: the first definition of
- * all. NULL: none. Allocates nothing. */
+ * order: what dlsym(RTLD_NEXT) tells a caller at that address. NULL: none. Allocates nothing. */
 void *hami_elf_next(const char *name, const void *address);
+
+/* The first definition of `name` in load order after this library; after the last object comes the
+ * first (we were not preloaded then: libc came before us). Does without dl_iterate_phdr: a program
+ * may have one of its own that asks dlsym, hence us, for the real one. */
+void *hami_elf_after_us(const char *name);
 
 #endif

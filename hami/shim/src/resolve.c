@@ -45,9 +45,7 @@ HAMI_EARLY static void *next_function(void *_Atomic *cached, const char *name)
 {
     void *function = atomic_load_explicit(cached, memory_order_acquire);
     if (function == NULL) {
-        function = hami_elf_next(name, (const void *)rows);
-        if (function == NULL) /* we were not preloaded: libc came before us */
-            function = hami_elf_next(name, NULL);
+        function = hami_elf_after_us(name);
         atomic_store_explicit(cached, function, memory_order_release);
     }
     return function;
