@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-import anyio
 import typer
-import yaml
 
-from hami import __version__, certs, config, logs
+from hami import __version__, config
 from hami.config import Settings
 from hami.errors import ConfigError, HamiError
+
+# Options and arguments that are wrong. The class has no public name, its child has.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,28 +51,60 @@ DirOption = Annotated[
 ]
 
 
+class Mode(StrEnum):
+    """Placement modes; see docs/controller.md."""
+
+    COOPERATIVE = "cooperative"
+    EXCLUSIVE = "exclusive"
+
+
+class Output(StrEnum):
+    """Forms in which a table is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 def main() -> None:
-    """Run the command line; errors this project raises become one line and exit status 1."""
+    """Run the command line and exit; every error on purpose is one line on stderr."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its C library writes past every handler
     try:
-        app()
+        sys.exit(app(prog_name="hami", standalone_mode=False))
     except HamiError as error:
         typer.echo(f"hami: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except _UsageError as error:
+        typer.echo(_usage(error), err=True)
+        sys.exit(2)
+
+
+def _usage(error: Any) -> str:  # noqa: ANN401 - the class has no public name
+    """One line, or the help of a command that was called with nothing."""
+    message = str(error.format_message())
+    if error.ctx is None or not message or "\n" in message:
+        return message
+    return f"hami: {message.rstrip('.')}. See '{error.ctx.command_path} --help'."
 
 
 def _settings(file: Path | None, assignments: list[str] | None) -> Settings:
+    import yaml
+
     flags: dict[str, Any] = {}
     for text in assignments or ():
         path, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: expected path=value")
-        flags[path] = yaml.safe_load(value)
+        try:
+            flags[path] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: {' '.join(str(error).split())}") from error
     return config.load(file=file, environment=os.environ, flags=flags)
 
 
 def _run(main_task: Callable[[], Awaitable[None]]) -> None:
     """Run a process's root task; a failure below it is one clear line."""
+    import anyio
+
     try:
         anyio.run(main_task, backend_options={"use_uvloop": _has_uvloop()})
     except* HamiError as group:
@@ -99,8 +134,10 @@ def _has_uvloop() -> bool:
 def controller(config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Serve the webhook and the scheduler's extender; one per cluster."""
     settings = _settings(config_file, set_)
-    logs.configure(settings.log)
+    from hami import logs
     from hami.controllers.app import run
+
+    logs.configure(settings.log)
 
     _run(partial(run, settings))
 
@@ -109,8 +146,10 @@ def controller(config_file: ConfigOption = None, set_: SetOption = None) -> None
 def node_agent(config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Serve one node's devices to its kubelet and enforce their limits; one per node."""
     settings = _settings(config_file, set_)
-    logs.configure(settings.log)
+    from hami import logs
     from hami.nodeagent.app import run
+
+    logs.configure(settings.log)
 
     _run(partial(run, settings))
 
@@ -120,6 +159,7 @@ def check_config(config_file: ConfigOption = None, set_: SetOption = None) -> No
     """Validate the settings and print them as they would be used."""
     settings = _settings(config_file, set_)
     import msgspec
+    import yaml
 
     typer.echo(yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False), nl=False)
 
@@ -145,6 +185,10 @@ def make_certs(
     ] = None,
 ) -> None:
     """Make certificates for the webhook, and its configuration for kubectl apply."""
+    import yaml
+
+    from hami import certs
+
     bundle = certs.create(out, host, now=datetime.now(UTC), days=days)
     typer.echo(f"wrote {bundle.ca_file}, {bundle.cert_file}, {bundle.key_file}", err=True)
     if webhook_url is not None:
@@ -167,7 +211,7 @@ def sandbox_up(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="YAML description of a mixed cluster.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="cooperative or exclusive placement.")] = "cooperative",
+    mode: Annotated[Mode, typer.Option(help="How the controller places pods.")] = Mode.COOPERATIVE,
     foreground: Annotated[bool, typer.Option(help="Stay in the foreground.")] = False,
 ) -> None:
     """Start the sandbox and print how to reach it."""
@@ -178,9 +222,13 @@ def sandbox_up(
     if foreground:
         from hami.sandbox import cluster
 
-        _run(partial(cluster.run_foreground, place, layout, mode=mode))
+        _run(partial(cluster.run_foreground, place, layout, mode=mode.value))
         return
-    lifecycle.start(place, layout, mode=mode)
+    from hami.sandbox import screen
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # undo what was begun, as on Ctrl-C
+    with screen.starting(layout):
+        lifecycle.start(place, layout, mode=mode.value)
     typer.echo(f"export KUBECONFIG={place / 'kubeconfig'}")
 
 
@@ -195,18 +243,24 @@ def sandbox_down(directory: DirOption = None) -> None:
 @sandbox.command("status")
 def sandbox_status(
     directory: DirOption = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="table or json")] = "table",
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="A table for people, or json.")
+    ] = Output.TABLE,
 ) -> None:
     """Show nodes, devices and pods of the running sandbox."""
-    from hami.sandbox import commands, lifecycle
+    from hami.sandbox import lifecycle
 
-    state = anyio.run(commands.status, lifecycle.directory(directory))
-    if output == "json":
+    place = lifecycle.directory(directory)
+    lifecycle.facts(place)
+    import anyio
+
+    from hami.sandbox import commands, screen
+
+    state = anyio.run(commands.status, place)
+    if output is Output.JSON:
         typer.echo(json.dumps(state, indent=2))
-    elif output == "table":
-        commands.show(state)
     else:
-        raise ConfigError(f"--output {output}: expected table or json")
+        screen.show(state)
 
 
 @sandbox.command("apply")
@@ -215,29 +269,42 @@ def sandbox_apply(
     directory: DirOption = None,
 ) -> None:
     """Create or change the objects of a manifest."""
+    import anyio
+
     from hami.sandbox import commands, lifecycle
 
-    for line in anyio.run(commands.apply, lifecycle.directory(directory), file):
-        typer.echo(line)
+    anyio.run(partial(commands.apply, lifecycle.directory(directory), file, say=typer.echo))
 
 
 @sandbox.command("logs")
 def sandbox_logs(
-    name: Annotated[str, typer.Argument(help="POD or NAMESPACE/POD, 'controller', or a node.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="POD or NAMESPACE/POD; else 'controller', a node's name, or 'sandbox'.",
+            metavar="NAME",
+        ),
+    ],
+    container: Annotated[
+        str | None, typer.Option("--container", "-c", help="Which of the pod's containers.")
+    ] = None,
     directory: DirOption = None,
 ) -> None:
     """Print the output of a pod, of the controller or of a node's agent."""
+    import anyio
+
     from hami.sandbox import commands, lifecycle
 
-    typer.echo(anyio.run(commands.logs, lifecycle.directory(directory), name), nl=False)
+    place = lifecycle.directory(directory)
+    typer.echo(anyio.run(partial(commands.logs, place, name, container=container)), nl=False)
 
 
 @sandbox.command("models")
 def sandbox_models() -> None:
     """List the GPU models that simulated nodes can have."""
-    from hami.sandbox import commands
+    from hami.sandbox import screen
 
-    commands.show_models()
+    screen.show_models()
 
 
 @sandbox.command("demo")

@@ -7,7 +7,6 @@ in a cluster: the controller, a node agent a node, and every container.
 from __future__ import annotations
 
 import base64
-import json
 import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -21,6 +20,7 @@ from typing import Any, Final
 import aiohttp
 import anyio
 import yaml
+from anyio.abc import TaskGroup
 
 from hami import certs, logs
 from hami.config import KubeSettings, LogSettings
@@ -44,7 +44,8 @@ from hami.sandbox.spec import Layout, NodeGroup
 
 log = get_logger(__name__)
 
-READY_SECONDS: Final = 90.0
+TRIES: Final = 2
+"""A process that ends more often than this before it was ever ready will not become so."""
 _POLL_SECONDS: Final = 0.05
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -77,22 +78,24 @@ class Sandbox:
     runtime: Runtime
     nodes: dict[str, SandboxNode] = field(default_factory=dict)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What others need to know to use it."""
+        return {
+            "kubeconfig": str(self.kubeconfig),
+            "logs": str(self.place / "logs"),
+            "controller": self.controller_url,
+            "metrics": f"{self.controller_health_url}/metrics",
+            "isolation": self.runtime.isolation.value,
+        }
+
 
 async def run_foreground(place: Path, layout: Layout, *, mode: str) -> None:
     """Run a sandbox until SIGINT or SIGTERM; says on disk when it is ready."""
     logs.configure(LogSettings())
     with lifecycle.claim(place):
         async with running(place, layout, mode=mode) as sandbox:
-            facts = {
-                "kubeconfig": str(sandbox.kubeconfig),
-                "logs": str(place / "logs"),
-                "controller": sandbox.controller_url,
-                "metrics": f"{sandbox.controller_health_url}/metrics",
-                "isolation": sandbox.runtime.isolation.value,
-            }
-            temporary = place / "ready.json.new"
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
-            temporary.replace(lifecycle.ready_file(place))
+            lifecycle.announce(place, sandbox.facts)
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 async for number in signals:
                     log.info("sandbox_stopping", signal=number.name)
@@ -120,7 +123,8 @@ async def running(
     Raises:
         SandboxError: Something did not come up in time; says what.
     """
-    lifecycle.prepare(place)
+    lifecycle.check_room(place, layout)
+    (place / "logs").mkdir(exist_ok=True)
     common = _merged({"kube": {"qps": 1000, "burst": 1000}}, settings or {})
     async with ApiServer().running() as api:
         progress(f"API server at {api.url}")
@@ -138,25 +142,26 @@ async def running(
             )
             api.log_reader = partial(_read_log, sandbox)
             await tasks.start(sandbox.controller.run)
-            await _until_serving(sandbox)
+            for name, group in layout.names():
+                sandbox.nodes[name] = _node(sandbox, name, group, client=client, settings=common)
+                await _start_node(sandbox.nodes[name], tasks)
+            deadline = anyio.current_time() + lifecycle.start_seconds(layout)
+            await _until_serving(sandbox, deadline=deadline)
             api.store.create(_webhook(sandbox))
             progress(f"controller at {sandbox.controller_url}")
             scheduler = Scheduler(client, load_config(_scheduler_config(sandbox)))
             await tasks.start(scheduler.run)
             for name, group in layout.names():
-                node = _node(sandbox, name, group, client=client, settings=common)
-                sandbox.nodes[name] = node
-                await tasks.start(node.kubelet.run)
-                if node.agent is not None:
-                    await tasks.start(node.agent.run)
+                await _until_registered(sandbox, name, group, deadline=deadline)
                 progress(f"node {name}: {_words(group)}")
-            for name, group in layout.names():
-                await _wait(
-                    partial(_registered, sandbox, name, group), f"node {name} to show its devices"
-                )
-            progress("every node has registered its devices")
             yield sandbox
             tasks.cancel_scope.cancel()
+
+
+async def _start_node(node: SandboxNode, tasks: TaskGroup) -> None:
+    await tasks.start(node.kubelet.run)
+    if node.agent is not None:
+        await tasks.start(node.agent.run)
 
 
 def _sandbox(
@@ -301,7 +306,7 @@ async def _read_log(
     raise answers.not_found("pods", name)
 
 
-async def _until_serving(sandbox: Sandbox) -> None:
+async def _until_serving(sandbox: Sandbox, *, deadline: float) -> None:
     async with aiohttp.ClientSession() as session:
 
         async def ready() -> bool:
@@ -311,15 +316,22 @@ async def _until_serving(sandbox: Sandbox) -> None:
             except aiohttp.ClientError:
                 return False
 
-        await _wait(ready, f"the controller to be ready; see {sandbox.controller.log_file}")
+        await _wait(ready, sandbox.controller, "to be ready", deadline=deadline)
+
+
+async def _until_registered(
+    sandbox: Sandbox, name: str, group: NodeGroup, *, deadline: float
+) -> None:
+    agent = sandbox.nodes[name].agent
+    if agent is not None:
+        condition = partial(_registered, sandbox, name, group)
+        await _wait(condition, agent, "to register its devices", deadline=deadline)
 
 
 async def _registered(sandbox: Sandbox, name: str, group: NodeGroup) -> bool:
     """Whether the node's inventory is complete and the kubelet offers its devices."""
     expected = sum(gpus.count for gpus in group.gpus)
     node = sandbox.api.store.find("nodes", name)
-    if not expected:
-        return node is not None
     if node is None:
         return False
     text = (node["metadata"].get("annotations") or {}).get(NVIDIA.register_key, "")
@@ -331,14 +343,17 @@ async def _registered(sandbox: Sandbox, name: str, group: NodeGroup) -> bool:
     return len(devices) == expected and int(offered) == expected * group.split_count
 
 
-async def _wait(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+async def _wait(
+    condition: Callable[[], Awaitable[bool]], daemon: Daemon, what: str, *, deadline: float
+) -> None:
     """Ask again and again until it is so; nothing could wake us, for it is another process."""
-    with anyio.move_on_after(READY_SECONDS):
-        while True:
-            if await condition():
-                return
-            await anyio.sleep(_POLL_SECONDS)
-    raise SandboxError(f"waited {READY_SECONDS:.0f} s in vain for {what}")
+    while not await condition():
+        if daemon.restarts > TRIES:
+            words = lifecycle.last_words(daemon.log_file)
+            raise SandboxError(f"{daemon.name} ended {daemon.restarts} times: {words}")
+        if anyio.current_time() > deadline:
+            raise SandboxError(f"waited in vain for {daemon.name} {what}; see {daemon.log_file}")
+        await anyio.sleep(_POLL_SECONDS)
 
 
 def _words(group: NodeGroup) -> str:

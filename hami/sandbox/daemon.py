@@ -1,12 +1,14 @@
 """A process of the product, run and kept running as a Deployment or DaemonSet would.
 
-It dies with the sandbox, whatever ends the sandbox. Its output goes to a file.
+It dies with the sandbox, whatever ends the sandbox, and is out of the terminal's reach: Ctrl-C is
+for the sandbox, which then stops it in its turn. Its output goes to a file.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,9 +29,11 @@ CALM_SECONDS: Final = 30.0
 """A process that ran this long starts again without a pause."""
 STOP_SECONDS: Final = 15.0
 
-# Asks the kernel for SIGTERM when the parent dies, then becomes the command line.
+# Asks the kernel for SIGKILL when the parent dies (PR_SET_PDEATHSIG), sees that it has not died
+# before that, then becomes the command line. Nothing is worth finishing: the API server is gone.
 _CODE: Final = (
-    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0); "
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
+    "os.getppid() == int(sys.argv.pop(1)) or os._exit(1); "
     "from hami.cli import main; main()"
 )
 
@@ -86,10 +90,11 @@ class Daemon:
     async def _once(self, task_status: TaskStatus[None]) -> int:
         with self.log_file.open("ab") as output:
             process = await anyio.open_process(
-                [sys.executable, "-c", _CODE, *self._arguments],
-                stdin=None,
+                [sys.executable, "-P", "-c", _CODE, str(os.getpid()), *self._arguments],
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
                 env={**os.environ, **self.environment},
             )
         self._process = process

