@@ -107,12 +107,12 @@ def merge_vendors(parts: Sequence[Containers]) -> Containers:
 # -- device inventory --------------------------------------------------------------------------
 
 
-class _WireMigPlacement(msgspec.Struct, frozen=True):
+class _WireMigPlacement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: int = 0
     size: int = 0
 
 
-class _WireMigProfile(msgspec.Struct, frozen=True):
+class _WireMigProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     memorymb: int = msgspec.field(name="memoryMB", default=0)
     core: int = 0
@@ -120,7 +120,7 @@ class _WireMigProfile(msgspec.Struct, frozen=True):
     placements: tuple[_WireMigPlacement, ...] = ()
 
 
-class _WireDevice(msgspec.Struct, frozen=True, omit_defaults=True):
+class _WireDevice(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Field order and the omission of zero values are the writer's contract."""
 
     id: str = ""
@@ -135,6 +135,7 @@ class _WireDevice(msgspec.Struct, frozen=True, omit_defaults=True):
     health: bool = False
 
 
+_WIRE_DEVICES: Final = msgspec.json.Decoder(list[_WireDevice])
 _INNER_SHAPES: Final[dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]]] = {
     _WireDevice: {"migProfiles": _WireMigProfile},
     _WireMigProfile: {"placements": _WireMigPlacement},
@@ -203,12 +204,9 @@ def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
 
 def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
     try:
-        tree = msgspec.json.decode(text)
-        if not isinstance(tree, list):
-            raise CodecError(f"expected a JSON array of devices, met {type(tree).__name__}")
-        rows = [msgspec.convert(_spell(row, _WireDevice), _WireDevice) for row in tree]
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        raise CodecError(f"device inventory: {error}") from error
+        rows = _WIRE_DEVICES.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        rows = _decode_tolerantly(text)
     return tuple(
         Device(
             uuid=DeviceUuid(row.id),
@@ -241,8 +239,19 @@ def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
     )
 
 
+def _decode_tolerantly(text: str) -> list[_WireDevice]:
+    """The devices of an inventory that spells keys in its own way, or says more than is known."""
+    try:
+        tree = msgspec.json.decode(text)
+        if not isinstance(tree, list):
+            raise CodecError(f"expected a JSON array of devices, met {type(tree).__name__}")
+        return [msgspec.convert(_spell(row, _WireDevice), _WireDevice) for row in tree]
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise CodecError(f"device inventory: {error}") from error
+
+
 def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 - raw JSON
-    """The object with its keys in the spelling of ``shape``; null counts as absent.
+    """The object with its keys in the spelling of ``shape``, without others; null is absent.
 
     Readers match keys in any letter case, so this stands before the strict conversion.
     """
@@ -252,7 +261,9 @@ def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 -
     inner_shapes = _INNER_SHAPES.get(shape, {})
     spelled: dict[str, object] = {}
     for key, inner in value.items():
-        name = names.get(key.lower()) or key
+        name = names.get(key.lower())
+        if name is None:
+            continue
         if name in inner_shapes and isinstance(inner, list):
             spelled[name] = [_spell(item, inner_shapes[name]) for item in inner]
         elif inner is not None:

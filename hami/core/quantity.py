@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Final, NewType
+from typing import Final, NewType, TypeGuard
 
 from hami.errors import QuantityError
 
@@ -59,12 +59,17 @@ def parse_whole(value: object, *, minimum: int = 0, maximum: int = MAX_INT32) ->
     Raises:
         QuantityError: It is no quantity, has a fraction or is out of range.
     """
-    exact = parse_quantity(value)
+    exact = int(value) if _is_plain(value) else parse_quantity(value)
     if exact.denominator != 1:
         raise QuantityError(f"expected a whole number, met {_shown(value)}")
     if not minimum <= exact <= maximum:
         raise QuantityError(f"expected {minimum} to {maximum}, met {_shown(value)}")
     return int(exact)
+
+
+def _is_plain(value: object) -> TypeGuard[str]:
+    """Whether the value is digits alone, as nearly all are: they need no fraction."""
+    return isinstance(value, str) and len(value) <= 30 and value.isascii() and value.isdigit()
 
 
 def _text(value: object) -> str:
