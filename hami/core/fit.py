@@ -246,7 +246,7 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
         steps.append(Step(position=position, question=question, taken=taken))
         if not feasible.any():
             break
-        if stays:
+        if stays and len(steps) < len(asked):
             running = _with(running, taken, question)
     return Placement(
         feasible=feasible, steps=tuple(steps), failed_step=failed_step, codes=all_codes

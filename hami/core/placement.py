@@ -45,14 +45,8 @@ class Ranking:
     """Of each feasible node; higher is better."""
     failed: dict[str, str]
     """The reason of each other node."""
-
-    @property
-    def best(self) -> str | None:
-        """The preferred node; among equals the first by name. None if nothing fits."""
-        if not self.feasible:
-            return None
-        top = np.flatnonzero(self.preference == self.preference.max())
-        return min(self.feasible[i] for i in top.tolist())
+    best: str | None
+    """The preferred node; among equals the first by name. None if nothing fits."""
 
     def priorities(self) -> dict[str, int]:
         """Each feasible node's score as an extender gives it, 0 to 10; only ``best`` has 10."""
@@ -100,11 +94,14 @@ class Placer:
             names[i]: answer.reasons[row] if row >= 0 else NodeReason.UNREGISTERED.value
             for i, row in zip(np.flatnonzero(~fits).tolist(), rows[~fits].tolist(), strict=True)
         }
+        feasible = tuple(compress(names, fits.tolist())) if failed else names
         scores = answer.scores[rows[fits]]
+        preference = -scores if request.node_policy is NodePolicy.SPREAD else scores
         return Ranking(
-            feasible=tuple(compress(names, fits.tolist())) if failed else names,
-            preference=-scores if request.node_policy is NodePolicy.SPREAD else scores,
+            feasible=feasible,
+            preference=preference,
             failed=failed,
+            best=_first_of_the_best(feasible, preference),
         )
 
     def choose(self, request: PodRequest, node: str) -> Choice | Verdict:
@@ -173,6 +170,13 @@ class Placer:
             if key not in texts:
                 texts[key] = _text(codes.tolist(), counts[step])
             answer.reasons[row] = texts[key]
+
+
+def _first_of_the_best(names: Sequence[str], preference: Floats) -> str | None:
+    if not names:
+        return None
+    top = np.flatnonzero(preference == preference.max())
+    return min(names[i] for i in top.tolist())
 
 
 def _text(codes: Sequence[int], needed: int) -> str:
