@@ -1,8 +1,9 @@
 """What this server is and which kinds it has, for clients that ask first.
 
 Owns ``/version``, ``/healthz`` and its like, ``/api``, ``/apis`` (plain and aggregated) and as much
-of ``/openapi/v3`` as tells kubectl that the server checks fields itself. There are no schemas in
-it, so ``kubectl explain`` finds nothing. All of it is derived from the table of kinds.
+of ``/openapi/v3`` as tells kubectl that the server checks fields itself (and of ``/openapi/v2``,
+see ``openapi``). There are no schemas in it, so ``kubectl explain`` finds nothing. All of it is
+derived from the table of kinds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from hami import __version__
+from hami.sandbox.apiserver import openapi
 from hami.sandbox.apiserver.kinds import KINDS, Kind
 from hami.sandbox.apiserver.views import JSON, parse_accept
 
@@ -58,6 +60,8 @@ def describe(path: str, accept: str) -> tuple[str, bytes] | None:
     if path in ("/api", "/apis") and _wants_aggregated(accept):
         content_type = f"{JSON};g={_AGGREGATED};v=v2;as=APIGroupDiscoveryList"
         return content_type, _aggregated(path)
+    if path == "/openapi/v2":
+        return openapi.CONTENT_TYPE, openapi.document(KINDS)
     document = _documents().get(path)
     return None if document is None else (JSON, document)
 
