@@ -41,7 +41,8 @@ ALLOCATE_SECONDS: Final = Metric(
 IDENTITY_CHECKS: Final = Metric(
     name="hami_agent_identity_checks",
     kind="counter",
-    help="Checks of which container holds devices: confirmed, repaired, refused or unconfirmed.",
+    help="Checks of which container holds devices: confirmed, repaired, refused, unconfirmed; or "
+    "mismatched, where a look by the clock met a container with other devices than prepared.",
     labels=("result",),
 )
 KUBELET_REGISTRATIONS: Final = Metric(
@@ -69,7 +70,7 @@ MALFORMED_REGIONS: Final = Metric(
 REGIONS_REMOVED: Final = Metric(
     name="hami_agent_regions_removed",
     kind="counter",
-    help="Region directories removed after their pods were gone.",
+    help="Region directories removed after their pods were over or gone.",
 )
 DEVICES: Final = Metric(
     name="hami_agent_devices",

@@ -80,6 +80,11 @@ class Allocator:
         except AllocateError as error:
             log.info("preference_not_known", devices=size, error=str(error))
             return ()
+        again = self._finder.reissued(found, lambda held: held.issubset(available))
+        if again is not None and again.region is not None:
+            ids = self._regions.claims[again.region].ids
+            if set(must_include) <= set(ids):
+                return ids
         for candidate in found:
             chosen = pending.align(
                 candidate.entry.devices, available=available, must_include=must_include
@@ -139,6 +144,16 @@ class Allocator:
         except KubeError as error:
             log.warning("failure_not_recorded", pod=pod.key, error=str(error))
 
+    async def end(self, pod: Pod, reason: str, message: str) -> None:
+        """Fail a pod that could otherwise wait for ever; one that has run is left as it is."""
+        await self.fail(pod, reason, message)
+        if pod.status.phase not in ("", "Pending"):
+            return
+        try:
+            await self._writer.end(pod, reason=reason, message=message)
+        except KubeError as error:
+            log.warning("pod_not_ended", pod=pod.key, error=str(error))
+
     def limits(self, pod: Pod, entry: Entry) -> Limits:
         """What the entry's container may use."""
         return allocate.limits(
@@ -151,7 +166,10 @@ class Allocator:
     async def _allocate(self, ids: Sequence[str]) -> Grant:
         self._finder.forget_absent()
         uuids = self._offered(ids)
-        candidate = pending.choose(await self._finder.find(len(ids)), uuids)
+        found = await self._finder.find(len(ids))
+        candidate: Candidate | None = self._finder.reissued(
+            found, lambda held: not held.isdisjoint(ids)
+        ) or pending.choose(found, uuids)
         for attempt in range(1, ATTEMPTS + 1):
             if candidate is None:
                 break

@@ -147,7 +147,7 @@ class Agent:
             resources=resources,
             events=self.events,
             metrics=metrics,
-            required=agent.require_identity,
+            settings=agent,
         )
         self.registration = Registration(
             DevicePlugin(inventory=self.inventory, allocator=allocator, identity=identity),

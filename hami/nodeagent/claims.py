@@ -8,6 +8,7 @@ Containers never see it: only ``control`` and ``usage`` are mounted.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,15 @@ from hami.errors import CodecError
 FILE: Final = "claim.json"
 VERSION: Final = 1
 MAX_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """A container, as the kubelet names it: there is no uid."""
+
+    namespace: str
+    pod: str
+    container: str
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,9 +53,14 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time of the kubelet's request."""
 
     @property
-    def owner(self) -> tuple[str, str]:
-        """Namespace and name of the pod."""
-        return self.namespace, self.pod
+    def pod_key(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.pod}"
+
+    @property
+    def holder(self) -> Holder:
+        """The container, as the kubelet names it."""
+        return Holder(self.namespace, self.pod, self.container)
 
 
 _DECODER = msgspec.json.Decoder(Claim)

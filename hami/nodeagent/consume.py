@@ -1,7 +1,7 @@
-"""Writes to a pod's annotations what became of its allocation: consumed, given back, failed.
+"""Writes to a pod what became of its allocation: consumed, given back, failed, ended.
 
-Every write is one JSON patch that tests what it was decided on, so that neither a stale watch nor a
-second writer can make one device count twice. Positions of the annotation never move.
+Every write to annotations is one JSON patch that tests what it was decided on, so that neither a
+stale watch nor a second writer can make one device count twice. Their positions never move.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hami.core.vendor import Vendor, VendorTable
 from hami.errors import CodecError, ConflictError
 from hami.kube.backoff import retrying
 from hami.kube.client import KubeClient
-from hami.kube.patching import annotation_path, expect, json_patch
+from hami.kube.patching import annotation_path, expect, json_patch, patch_status
 from hami.kube.resources import PODS, ObjectRef
 from hami.kube.throttle import Lane
 from hami.nodeagent import pending
@@ -103,6 +103,18 @@ class PodWriter:
             KubeError: That could not be written.
         """
         await self._write(pod, {}, {codec.BIND_PHASE_KEY: BindPhase.FAILED.value})
+
+    async def end(self, pod: Pod, *, reason: str, message: str) -> None:
+        """Fail the pod for good: its kubelet ends what runs of it, its owner makes another.
+
+        Raises:
+            KubeError: That could not be written.
+        """
+        ref = ObjectRef.to(PODS, pod)
+        status = {"phase": "Failed", "reason": reason, "message": message}
+        await retrying(
+            lambda: patch_status(self._client, ref, status, lane=Lane.URGENT), f"ending {ref}"
+        )
 
     def _text(self, pod: Pod, before: frozenset[int]) -> str:
         """The annotation as this process last left it."""

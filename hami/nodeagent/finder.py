@@ -6,7 +6,7 @@ Owns what this process has consumed and the watch may not show yet. The rules of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hami.config import NodeAgentSettings
 from hami.core.objects import Pod
@@ -19,7 +19,7 @@ from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.pending import Candidate, Entry
 from hami.nodeagent.podresources import PodResources
 from hami.nodeagent.regions import Regions
-from hami.nodeagent.repeat import find_unanswered
+from hami.nodeagent.repeat import find_reissued, find_unanswered
 
 log = get_logger(__name__)
 
@@ -80,6 +80,17 @@ class PodFinder:
             consumed=self._consumed,
             on_malformed=self._report_malformed,
         )
+
+    def reissued(
+        self, found: Iterable[Candidate], is_free: Callable[[frozenset[str]], bool]
+    ) -> Candidate | None:
+        """A container of one of these pods that the kubelet asks for once more; see ``repeat``."""
+        claims = self._regions.claims
+        again = (
+            find_reissued(candidate, claims, vendor=self._vendor, is_free=is_free)
+            for candidate in found
+        )
+        return next((candidate for candidate in again if candidate is not None), None)
 
     def others(self, pod: Pod) -> tuple[Pod, ...]:
         """Every pod of this node but that one."""

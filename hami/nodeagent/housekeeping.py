@@ -1,8 +1,9 @@
 """By the clock: removes what pods left behind, and compares our record with the kubelet's.
 
-A region goes when its pod is gone from the API server and the kubelet does not hold it any more. A
-container that the kubelet says has its devices, while its entry still waits in the annotation, has
-its entry consumed (this process died in between). What does not agree is logged and counted.
+A region goes when its pod is over, or gone from the API server, and the kubelet does not hold it
+any more. A container that the kubelet says has its devices, while its entry still waits in the
+annotation, has its entry consumed (this process died in between). What does not agree is logged and
+counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hami.nodeagent.allocator import Allocator
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.finder import PodFinder
-from hami.nodeagent.podresources import Holder, Holdings, PodResources
+from hami.nodeagent.podresources import Holdings, PodResources
 from hami.nodeagent.regions import Regions
 
 log = get_logger(__name__)
@@ -85,11 +86,11 @@ class Housekeeper:
 
     async def _tidy(self, path: Path, claim: Claim, holdings: Holdings | None) -> None:
         pod = self._pods.get(claim.namespace, claim.pod)
-        if pod is None or pod.metadata.uid != claim.uid:
+        if pod is None or pod.metadata.uid != claim.uid or pod.finished:
             await self._remove_if_over(path, claim, holdings)
             return
         self._gone_since.pop(path, None)
-        if holdings is not None and not pod.finished:
+        if holdings is not None:
             await self._compare(path, pod, claim, holdings)
 
     async def _remove_if_over(self, path: Path, claim: Claim, holdings: Holdings | None) -> None:
@@ -98,18 +99,27 @@ class Housekeeper:
         if holdings is None:
             over = self._clock() - since >= self._settings.region_grace_seconds
         else:
-            held = holdings.devices.get(Holder(*claim.owner, claim.container), frozenset())
-            over = held != frozenset(claim.ids)
+            held = holdings.devices.get(claim.holder, frozenset())
+            over = held != frozenset(claim.ids) or self._is_superseded(claim)
         if not over:
             return
         await self._regions.remove(path)
         del self._gone_since[path]
         self._metrics.regions_removed.inc()
-        log.info("region_removed", pod="/".join(claim.owner), uid=claim.uid, path=str(path))
+        log.info("region_removed", pod=claim.pod_key, uid=claim.uid, path=str(path))
+
+    def _is_superseded(self, claim: Claim) -> bool:
+        """Whether the kubelet must mean a later pod of the same name, with the same devices."""
+        return any(
+            (other.holder, other.ids) == (claim.holder, claim.ids)
+            and other.uid != claim.uid
+            and other.created_ns > claim.created_ns
+            for other in self._regions.claims.values()
+        )
 
     async def _compare(self, path: Path, pod: Pod, claim: Claim, holdings: Holdings) -> None:
         """Consume the entry of a container that has its devices; look into one with others."""
-        held = holdings.devices.get(Holder(*claim.owner, claim.container))
+        held = holdings.devices.get(claim.holder)
         if held is None:
             return
         if held != frozenset(claim.ids):
@@ -133,12 +143,12 @@ class Housekeeper:
         )
         if newer:
             await self._regions.remove(path)
-            log.info("outdated_region_removed", pod="/".join(claim.owner), path=str(path))
+            log.info("outdated_region_removed", pod=claim.pod_key, path=str(path))
             return
         self._metrics.identity_checks.labels("mismatched").inc()
         log.warning(
             "holdings_mismatched",
-            pod="/".join(claim.owner),
+            pod=claim.pod_key,
             container=claim.container,
             ids=sorted(held),
         )

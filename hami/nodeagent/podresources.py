@@ -13,22 +13,14 @@ from typing import Final
 
 import grpc
 
-from hami.errors import UnavailableError
+from hami.nodeagent.claims import Holder
 from hami.nodeagent.proto import podresources_pb2 as messages
 from hami.nodeagent.proto import podresources_pb2_grpc as services
+from hami.nodeagent.rpc import answered
 
 DEADLINE_SECONDS: Final = 5.0
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """As the kubelet's own limit on this API."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Holder:
-    """A container, as the kubelet names it; the API tells no uid."""
-
-    namespace: str
-    pod: str
-    container: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +52,10 @@ class PodResources:
         options = [("grpc.max_receive_message_length", MAX_ANSWER_BYTES)]
         async with grpc.aio.insecure_channel(f"unix:{self._socket}", options=options) as channel:
             lister = services.PodResourcesListerStub(channel)  # type: ignore[no-untyped-call] # generated
-            try:
-                answer = await lister.List(
-                    messages.ListPodResourcesRequest(), timeout=DEADLINE_SECONDS
-                )
-            except grpc.aio.AioRpcError as error:
-                raise UnavailableError(
-                    f"pod-resources at {self._socket}: {error.code().name}: {error.details()}"
-                ) from error
+            answer = await answered(
+                lister.List(messages.ListPodResourcesRequest(), timeout=DEADLINE_SECONDS),
+                f"pod-resources at {self._socket}",
+            )
         return _read(answer, self._resource)
 
 

@@ -42,6 +42,11 @@ USAGE: Final = "usage"
 CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
 
+_TOKEN_PID: Final = 42
+_TOKEN_NAMESPACE: Final = 22
+_NAMESPACE_MASK: Final = 2**20 - 1
+"""How an owner word is packed: ``hami/shim/src/process.h``."""
+
 _RECLAIM: Final = Path(__file__).resolve().parent.parent / "shim" / "lib" / "region-reclaim"
 _RECLAIM_SECONDS: Final = 10.0
 
@@ -111,7 +116,7 @@ class ProcessUse:
     token: int
     """The owner word, for ``reclaim``."""
     pid: int
-    """In the pid namespace of the process."""
+    """The owner's, in its own pid namespace."""
     pid_namespace: int
     """Inode number; 0: not known."""
     start_ticks: int
@@ -377,8 +382,8 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
     return ProcessUse(
         slot=number,
         token=slot.owner,
-        pid=slot.pid,
-        pid_namespace=slot.pid_namespace,
+        pid=slot.owner >> _TOKEN_PID,
+        pid_namespace=_namespace_of_owner(slot),
         start_ticks=slot.start_ticks,
         host_pid=slot.host_pid,
         devices=tuple(
@@ -389,6 +394,19 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
             for index in range(len(devices))
         ),
     )
+
+
+def _namespace_of_owner(slot: Slot) -> int:
+    """The inode number whose low bits the owner word has; 0: not known.
+
+    The slot's other fields may still speak of the owner before: a process that has just claimed the
+    slot must not be taken for the dead one. A ``region-reclaim`` that was killed at its work is an
+    owner too, and in our namespace.
+    """
+    for namespace in (slot.pid_namespace, Path("/proc/self/ns/pid").stat().st_ino):
+        if (slot.owner >> _TOKEN_NAMESPACE ^ namespace) & _NAMESPACE_MASK == 0:
+            return int(namespace)
+    return 0
 
 
 def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:

@@ -39,7 +39,11 @@ _POLICIES: Final = {
     "disable": region.Policy.DISABLE,
 }
 
-MAX_SAME_NAME = 8
+ROUNDING_BYTES: Final = 2**20
+"""What a file system may set aside for a usage file beyond its size, without a container's help."""
+_BLOCK_BYTES: Final = 512
+"""Of ``st_blocks``, whatever the file system's own are."""
+MAX_SAME_NAME: Final = 8
 """Directories of one container: more than one only after a swap of twins (see ``identity``)."""
 
 
@@ -119,10 +123,11 @@ class Regions:
         A container's next process does the same when it needs the room; this is for containers
         whose last process has ended.
         """
-        is_dead = _DeathCheck()
+        earlier = await self._in_thread(processes.look)
         emptied = 0
         for path in list(self._claims):
             try:
+                is_dead = _DeathCheck(earlier)
                 emptied += await self._in_thread(partial(region.reclaim, path, is_dead))
             except (CodecError, OSError, subprocess.TimeoutExpired) as error:
                 self._metrics.malformed_regions.inc()
@@ -150,11 +155,16 @@ class Regions:
         Raises:
             AllocateError: The host's file system refuses.
         """
+        claim = self._claims.pop(
+            path
+        )  # first: who prepares it anew meanwhile has its turn after us
         try:
             await self._in_thread(partial(shutil.rmtree, path))
+        except FileNotFoundError:
+            return
         except OSError as error:
+            self._claims.setdefault(path, claim)
             raise AllocateError(f"removing region {path}: {error}") from error
-        del self._claims[path]
 
     def _path_for(self, claim: Claim) -> Path:
         name = f"{claim.uid}_{claim.container}"
@@ -166,11 +176,11 @@ class Regions:
         raise AllocateError(f"region {name}: expected a free directory, met {MAX_SAME_NAME} taken")
 
     async def _write(self, path: Path, claim: Claim, limits: Limits) -> None:
+        self._claims[path] = claim  # first: a call cut off in the middle leaves nothing unknown
         try:
             await self._in_thread(partial(_write, path, claim, limits))
         except (OSError, CodecError) as error:
             raise AllocateError(f"preparing region {path}: {error}") from error
-        self._claims[path] = claim
 
     async def _in_thread(self, call: partial[T]) -> T:
         return await anyio.to_thread.run_sync(call, limiter=self._files)
@@ -202,27 +212,35 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
 
 
 def _trim(usage: Path) -> int:
-    """How many bytes too many were cut off."""
+    """How many bytes too many were cut off, those set aside beyond the file's end among them."""
     handle = os.open(usage, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        excess = os.fstat(handle).st_size - USAGE_BYTES
+        met = os.fstat(handle)
+        excess = max(met.st_size, met.st_blocks * _BLOCK_BYTES - ROUNDING_BYTES) - USAGE_BYTES
         if excess > 0:
-            os.ftruncate(handle, USAGE_BYTES)
+            os.ftruncate(handle, min(met.st_size, USAGE_BYTES))
         return max(excess, 0)
     finally:
         os.close(handle)
 
 
 class _DeathCheck:
-    """Looks at the machine's processes once, and only if there is anything to ask about."""
+    """Judges the processes of one region that was just read.
 
-    def __init__(self) -> None:
-        self._living: processes.Living | None = None
+    Whoever an earlier look did not see may have started since: of these, only those are dead whom a
+    new look does not see either. It is taken once at most, whatever a container wrote.
+    """
+
+    def __init__(self, earlier: processes.Living) -> None:
+        self._earlier = earlier
+        self._now: processes.Living | None = None
 
     def __call__(self, process: region.ProcessUse) -> bool:
-        if self._living is None:
-            self._living = processes.look()
-        return self._living.is_dead(process.pid_namespace, process.pid)
+        if not self._earlier.is_dead(process.pid_namespace, process.pid):
+            return False
+        if self._now is None:
+            self._now = processes.look()
+        return self._now.is_dead(process.pid_namespace, process.pid)
 
 
 def _sample(claim: Claim, use: region.RegionUse) -> ContainerSample:
@@ -245,6 +263,7 @@ def _purpose(claim: Claim) -> tuple[object, ...]:
 
 def _load(root: Path) -> dict[Path, Claim]:
     root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)  # a usage file is its container's to write and to chmod: nobody's to run here
     found = {}
     for path in sorted(root.iterdir()):
         if path.is_symlink() or not path.is_dir():

@@ -72,16 +72,24 @@ class Registrar:
 
     async def _reconcile(self) -> NoReturn:
         delays = Delays(BACKOFF)
+        written = ""
         while True:
             await self._due.wait()
             self._due = anyio.Event()
             while (changes := self.changes()) is not None:
+                register = changes.get(self._vendor.register_key, "")
                 try:
                     await self._write(changes)
                 except KubeError as error:
                     delay = delays.after_failure()
                     log.warning("node_not_written", seconds=delay, error=str(error))
                     await anyio.sleep(delay)
+                    continue
+                if register and register == written:
+                    delay = delays.after_failure()  # two that put each other right must not race
+                    log.warning("node_was_overwritten", node=self._node_name, seconds=delay)
+                    await anyio.sleep(delay)
+                written = register or written
 
     def changes(self) -> dict[str, str] | None:
         """The annotations that must be written now; None if all are true, or there is no node."""

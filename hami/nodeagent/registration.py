@@ -25,6 +25,7 @@ from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.plugin import VERSION, DevicePlugin, options
 from hami.nodeagent.proto import deviceplugin_pb2 as messages
 from hami.nodeagent.proto import deviceplugin_pb2_grpc as services
+from hami.nodeagent.rpc import answered
 
 log = get_logger(__name__)
 
@@ -105,7 +106,7 @@ class Registration:
         try:
             yield
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(STOP_SECONDS, shield=True):
                 await server.stop(grace=0)
             self._socket.unlink(missing_ok=True)
 
@@ -123,12 +124,9 @@ class Registration:
         )
         async with grpc.aio.insecure_channel(f"unix:{self._kubelet}") as channel:
             stub = services.RegistrationStub(channel)  # type: ignore[no-untyped-call] # generated
-            try:
-                await stub.Register(request, timeout=REGISTER_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                raise UnavailableError(
-                    f"kubelet at {self._kubelet}: {error.code().name}: {error.details()}"
-                ) from error
+            await answered(
+                stub.Register(request, timeout=REGISTER_SECONDS), f"kubelet at {self._kubelet}"
+            )
         self.registered = True
         self._metrics.kubelet_registrations.labels("registered").inc()
         log.info("kubelet_registered", resource=self._resource, endpoint=self._socket.name)

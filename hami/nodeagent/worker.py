@@ -3,6 +3,7 @@
 Owns one daemon thread. A call that hangs is given up after its deadline, and until it returns every
 further call is refused at once: one stuck thread is the most a broken driver costs, and it never
 keeps the process from ending. (A pool would lose a thread to each try, and wait for all at exit.)
+A call whose caller lost patience earlier is no reason to refuse: the next one waits for its end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -28,7 +29,9 @@ class _Job(Generic[T]):
     what: str
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[T]
-    finished: threading.Event = field(default_factory=threading.Event)
+    deadline: float
+    """By the loop's clock."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def run(self) -> None:
         """Run in the thread, and hand over the outcome to whoever may still be waiting."""
@@ -36,19 +39,25 @@ class _Job(Generic[T]):
             result = self.function()
         except Exception as error:  # raised again where the result was asked for
             failure = error
-            self.finished.set()
             self._tell(lambda: self.future.set_exception(failure))
         else:
-            self.finished.set()
             self._tell(lambda: self.future.set_result(result))
 
     def _tell(self, settle: Callable[[], None]) -> None:
-        def unless_given_up() -> None:
-            if not self.future.done():
+        def end() -> None:
+            self.ended.set()
+            if not self.future.done():  # else it was given up
                 settle()
 
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
-            self.loop.call_soon_threadsafe(unless_given_up)
+            self.loop.call_soon_threadsafe(end)
+
+    async def wait(self) -> bool:
+        """Whether it has ended, by its deadline at the latest."""
+        if not self.ended.is_set():
+            with anyio.move_on_after(self.deadline - self.loop.time()):
+                await self.ended.wait()
+        return self.ended.is_set()
 
 
 class Worker:
@@ -60,7 +69,7 @@ class Worker:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._turn = anyio.Lock()
         self._thread: threading.Thread | None = None
-        self._last: tuple[str, threading.Event] | None = None
+        self._last: _Job[Any] | None = None
 
     async def call(self, function: Callable[[], T], what: str, *, extra_seconds: float = 0.0) -> T:
         """The function's result, computed in the thread.
@@ -74,14 +83,19 @@ class Worker:
             DeviceError: No result within the deadline, or an earlier call still hangs.
         """
         async with self._turn:
-            if self._last is not None and not self._last[1].is_set():
-                raise DeviceError(f"{what}: {self._name} still hangs in {self._last[0]}")
+            if self._last is not None and not await self._last.wait():
+                raise DeviceError(f"{what}: {self._name} still hangs in {self._last.what}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[T] = loop.create_future()
-            job = _Job(function=function, what=what, loop=loop, future=future)
-            self._last = (what, job.finished)
-            self._submit(job.run)
             seconds = self._deadline_seconds + extra_seconds
+            self._last = _Job(
+                function=function,
+                what=what,
+                loop=loop,
+                future=future,
+                deadline=loop.time() + seconds,
+            )
+            self._submit(self._last.run)
             try:
                 with anyio.fail_after(seconds):
                     return await future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pytest
@@ -193,6 +194,36 @@ async def test_usage_file_that_a_container_made_longer_is_cut_back() -> None:
 
         await eventually(lambda: usage.stat().st_size == size, lambda: usage.stat().st_size)
         assert region.read_usage(directory).processes == ()
+
+
+async def test_room_that_a_container_set_aside_behind_its_usage_file_is_given_back() -> None:
+    """``fallocate`` can take the host's disk without the file getting longer."""
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]]))
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+        usage = directory / "usage"
+        size, bound = usage.stat().st_size, 4 * 2**20
+
+        keep_size = 1
+        with usage.open("r+b") as file:
+            done = ctypes.CDLL(None, use_errno=True).fallocate(
+                file.fileno(), keep_size, ctypes.c_int64(0), ctypes.c_int64(64 * 2**20)
+            )
+        if done != 0:
+            pytest.skip("this file system sets no room aside")
+
+        await eventually(
+            lambda: usage.stat().st_blocks * 512 < bound, lambda: usage.stat().st_blocks * 512
+        )
+        assert usage.stat().st_size == size
+        assert region.read_usage(directory).processes == ()
+
+
+async def test_nobody_else_on_the_host_reaches_what_containers_write() -> None:
+    """A container may make its usage file a program with the set-user-id bit."""
+    async with open_agent() as bench:
+        assert bench.regions.stat().st_mode & 0o777 == 0o700
 
 
 async def test_usage_file_that_a_container_replaced_by_a_link_is_not_followed() -> None:

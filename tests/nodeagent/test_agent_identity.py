@@ -18,6 +18,8 @@ from hami.nodeagent import claims, region
 from hami.nodeagent.proto.deviceplugin_pb2 import (
     AllocateRequest,
     ContainerAllocateRequest,
+    ContainerPreferredAllocationRequest,
+    PreferredAllocationRequest,
     PreStartContainerRequest,
 )
 from tests.support.agent import AgentBench, agent_settings, bound_pod, running_agent
@@ -74,6 +76,31 @@ class IdentityBench:
         (device,) = region.read_usage(directory).devices
         assert device.memory_limit_bytes is not None
         return device.memory_limit_bytes // 2**20
+
+    async def preferred(self, available: list[str]) -> list[str]:
+        """The one id that the plugin would rather see taken."""
+        wanted = ContainerPreferredAllocationRequest(
+            available_deviceIDs=available, allocation_size=1
+        )
+        request = PreferredAllocationRequest(container_requests=[wanted])
+        (answer,) = (await self.plugin.GetPreferredAllocation(request)).container_responses
+        return list(answer.deviceIDs)
+
+    def status(self, pod: str) -> dict[str, Any]:
+        obj = self.agent.node.find(PODS, pod)
+        assert obj is not None
+        found: dict[str, Any] = obj.get("status", {})
+        return found
+
+    async def set_status(self, pod: str, status: dict[str, Any]) -> None:
+        """As the kubelet reports it; known to the agent on return."""
+        path = PODS.path("default", pod, subresource="status")
+        await self.agent.node.client.patch(path, {"status": status})
+        pods = self.agent.agent.pods
+        phase = status["phase"]
+        await pods.wait_for(
+            lambda: (p := pods.get("default", pod)) and p.status.phase == phase, timeout_seconds=10
+        )
 
     def phase(self, pod: str) -> str | None:
         return self.agent.annotation(pod, codec.BIND_PHASE_KEY)
@@ -188,6 +215,89 @@ async def test_container_with_another_pods_devices_is_refused_and_the_pod_told()
         assert bench.phase("second") == "failed"
         (event,) = await bench.agent.events("DevicesMismatched")
         assert event["involvedObject"]["name"] == "second"
+
+
+async def test_pod_that_could_only_wait_for_ever_is_failed_with_the_reason() -> None:
+    async with open_bench() as bench:
+        one, two, _ = bench.gpus
+        await bench.bind("first", (one, 3000), bind_time=1)
+        await bench.bind("second", (two, 2000), bind_time=2)
+        await bench.allocate(f"{one}-0", holder=("second", "c0"))
+
+        await bench.refusal(f"{one}-0")
+
+        status = bench.status("second")
+        assert (status["phase"], status["reason"]) == ("Failed", "DevicesMismatched")
+        assert "prepared for default/first" in status["message"]
+        assert bench.status("first").get("phase") in (None, "Pending")
+
+
+async def test_container_that_restarts_in_a_running_pod_is_refused_but_its_pod_goes_on() -> None:
+    async with open_bench() as bench:
+        one, two, _ = bench.gpus
+        await bench.bind("first", (one, 3000), bind_time=1)
+        await bench.bind("second", (two, 2000), bind_time=2)
+        await bench.allocate(f"{one}-0", holder=("second", "c0"))
+        await bench.set_status("second", {"phase": "Running"})
+
+        await bench.refusal(f"{one}-0")
+
+        assert bench.status("second")["phase"] == "Running"
+
+
+async def test_container_asked_for_once_more_gets_its_own_and_not_the_next_ones() -> None:
+    async with open_bench() as bench:
+        gpu = bench.gpus[0]
+        await bench.bind_layout("a", [[(gpu, 1000)], [(gpu, 8000)]])
+        lost = await bench.allocate(f"{gpu}-0")
+
+        again = await bench.allocate(f"{gpu}-0", holder=("a", "c0"))
+        other = await bench.allocate(f"{gpu}-1", holder=("a", "c1"))
+        await bench.start(f"{gpu}-0")
+        await bench.start(f"{gpu}-1")
+
+        assert again.mounts == lost.mounts
+        assert (bench.limit(again), bench.limit(other)) == (1000, 8000)
+        assert bench.checks("confirmed") == 2
+
+
+async def test_kubelet_that_lost_an_answer_is_told_to_take_the_same_ids_again() -> None:
+    async with open_bench() as bench:
+        one, two, _ = bench.gpus
+        await bench.bind_layout("a", [[(one, 1000)], [(two, 8000)]])
+        await bench.allocate(f"{one}-3")
+
+        everything = [f"{gpu}-{number}" for gpu in (one, two) for number in range(10)]
+        assert await bench.preferred(everything) == [f"{one}-3"]
+        await bench.allocate(f"{one}-3", holder=("a", "c0"))
+        assert await bench.preferred([i for i in everything if i != f"{one}-3"]) == [f"{two}-0"]
+
+
+async def test_containers_of_one_pod_that_were_taken_for_each_other_are_exchanged() -> None:
+    async with open_bench() as bench:
+        gpu = bench.gpus[0]
+        await bench.bind_layout("a", [[(gpu, 1000)], [(gpu, 8000)]])
+        one = await bench.allocate(f"{gpu}-0", holder=("a", "c1"))
+        two = await bench.allocate(f"{gpu}-1", holder=("a", "c0"))
+
+        await bench.start(f"{gpu}-0")
+        await bench.start(f"{gpu}-1")
+
+        assert (bench.limit(one), bench.limit(two)) == (8000, 1000)
+        assert bench.checks("repaired") == 2
+        assert bench.phase("a") == "success"
+
+
+async def test_container_with_the_devices_of_its_neighbour_is_refused() -> None:
+    async with open_bench() as bench:
+        one, two, _ = bench.gpus
+        await bench.bind_layout("a", [[(one, 1000)], [(two, 8000)]])
+        await bench.allocate(f"{one}-0", holder=("a", "c1"))
+
+        said = await bench.refusal(f"{one}-0")
+
+        assert "container c1 holds devices that were prepared for default/a, container c0" in said
+        assert bench.status("a")["phase"] == "Failed"
 
 
 async def test_pod_that_was_mistaken_is_still_allocated_when_its_turn_comes() -> None:

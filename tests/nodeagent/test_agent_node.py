@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from hami import metrics
 from hami.core import codec
@@ -59,6 +61,24 @@ async def test_annotation_that_was_removed_or_spoilt_is_put_right(value: str | N
 
         writes = "hami_agent_node_writes_total"
         await eventually(lambda: bench.count(writes, what="register") == 2, lambda: None)
+        assert [d.uuid for d in bench.registered_devices()] == list(bench.gpus.uuids)
+
+
+async def test_two_that_overwrite_each_other_are_told_of_and_do_not_race() -> None:
+    writes = "hami_agent_node_writes_total"
+    async with open_agent() as bench:
+
+        def written(times: int) -> bool:
+            return bench.count(writes, what="register") == times
+
+        await bench.registered(True, True, True)
+        with capture_logs() as logs:
+            for number in (2, 3):
+                await annotate(bench, NVIDIA.register_key, "mine")
+                await eventually(partial(written, number), lambda: None)
+            await eventually(
+                lambda: [x for x in logs if x["event"] == "node_was_overwritten"], lambda: logs
+            )
         assert [d.uuid for d in bench.registered_devices()] == list(bench.gpus.uuids)
 
 

@@ -112,6 +112,35 @@ async def test_region_is_removed_once_its_pod_is_gone() -> None:
         assert list(bench.regions.iterdir()) == []
 
 
+async def test_region_is_removed_once_its_pod_is_over() -> None:
+    async with open_agent() as bench:
+        await bench.node.create(bound_pod("a", [[(bench.gpus.uuids[0], 100)]], run="true"))
+
+        await bench.node.phase("a", "Succeeded")
+
+        removed = "hami_agent_regions_removed_total"
+        await eventually(lambda: bench.count(removed) == 1, lambda: list(bench.regions.iterdir()))
+        assert list(bench.regions.iterdir()) == []
+
+
+async def test_pod_that_comes_again_under_its_name_leaves_no_region_of_its_former_life() -> None:
+    async with open_agent(reconcile_seconds=1) as bench:
+        for _ in range(4):
+            await bench.node.create(bound_pod("web-0", [[(bench.gpus.uuids[0], 100)]]))
+            await bench.node.phase("web-0", "Running")
+            await bench.node.delete("web-0", grace=0)
+            await bench.node.gone("web-0")
+        await bench.node.create(bound_pod("web-0", [[(bench.gpus.uuids[0], 100)]]))
+        pod = await bench.node.phase("web-0", "Running")
+
+        (left,) = await eventually(
+            lambda: found if len(found := list(bench.regions.iterdir())) == 1 else None,
+            lambda: list(bench.regions.iterdir()),
+        )
+
+        assert left.name == f"{pod['metadata']['uid']}_c0"
+
+
 async def test_memory_of_a_killed_process_is_shown_and_then_given_back() -> None:
     async with open_agent(reconcile_seconds=0.2) as bench:
         hold = f"{PROBE} --allocate 700 --hold 0 & echo holder $!; sleep 1000"

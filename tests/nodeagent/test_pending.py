@@ -260,6 +260,18 @@ def test_restoring_undoes_consuming(layout: Layout) -> None:
         assert pending.restore(blanked, record, entry.position) == record
 
 
+@given(layouts, st.integers(0, 200))
+def test_text_that_somebody_cut_short_is_blanked_and_restored_all_the_same(
+    layout: Layout, length: int
+) -> None:
+    record = encode(layout)
+    cut = record[:length]
+    for entry in pending.waiting(make_pod(layout), NVIDIA):
+        assert pending.blank(cut, entry.position).count(",") <= cut.count(",")
+        restored = pending.restore(cut, record, entry.position)
+        assert restored.split(";")[entry.position] == record.split(";")[entry.position]
+
+
 pods = st.builds(
     make_pod,
     layouts,

@@ -75,6 +75,19 @@ async def test_hanging_thread_keeps_no_process_from_ending() -> None:
     assert threads
 
 
+async def test_call_that_somebody_gave_up_early_is_waited_for_and_not_held_against_the_next() -> (
+    None
+):
+    worker = Worker("driver", deadline_seconds=10)
+    release = threading.Event()
+    with anyio.move_on_after(0.01):
+        await worker.call(release.wait, "being slow")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, release.set)
+        assert await worker.call(lambda: "answer", "next") == "answer"
+
+
 async def test_cancelled_caller_leaves_the_worker_usable() -> None:
     worker = Worker("test", deadline_seconds=10)
     release = threading.Event()
