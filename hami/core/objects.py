@@ -64,6 +64,12 @@ class SecurityContext(_Object, frozen=True, kw_only=True):
     privileged: bool | None = None
 
 
+class VolumeMount(_Object, frozen=True, kw_only=True):
+    """Where a container sees a volume."""
+
+    mount_path: str = ""
+
+
 class Container(_Object, frozen=True, kw_only=True):
     """One container of a pod's spec."""
 
@@ -72,6 +78,7 @@ class Container(_Object, frozen=True, kw_only=True):
     env: list[EnvVar] | None = None
     restart_policy: str | None = None
     security_context: SecurityContext | None = None
+    volume_mounts: list[VolumeMount] | None = None
 
 
 class PodSpec(_Object, frozen=True, kw_only=True):

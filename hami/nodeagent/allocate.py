@@ -6,9 +6,10 @@ variables tell users, and tools that look for them, the same figures; changing t
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from hami.config import NodeAgentSettings, Settings
@@ -18,7 +19,7 @@ from hami.core.device import DeviceUuid
 from hami.core.objects import Container
 from hami.core.quantity import BYTES_PER_MIB, parse_whole
 from hami.core.vendor import Vendor
-from hami.errors import CodecError, QuantityError
+from hami.errors import AllocateError, CodecError, QuantityError
 
 CONTAINER_DIR: Final = "/usr/local/vgpu"
 """Where the shim looks for its files inside a container."""
@@ -122,6 +123,23 @@ def limits(
         priority=_priority(container, vendor),
         policy=policy,
     )
+
+
+def check_mounts(container: Container) -> None:
+    """Make sure that no volume of the container's own hides what is mounted for it.
+
+    Container runtimes put volumes on top of a device plugin's mounts at the same place.
+
+    Raises:
+        AllocateError: One does; the message names it.
+    """
+    for mount in container.volume_mounts or ():
+        path = PurePosixPath(posixpath.normpath("/" + mount.mount_path.lstrip("/")))
+        if path.is_relative_to(CONTAINER_DIR) or path.is_relative_to(PRELOAD_PATH):
+            raise AllocateError(
+                f"a volume is mounted at {mount.mount_path[:80]}, where the limits of its devices "
+                "are: mount it elsewhere"
+            )
 
 
 def enforced(container: Container, settings: NodeAgentSettings) -> bool:

@@ -188,6 +188,7 @@ class Allocator:
     async def _take(self, candidate: Candidate, ids: Sequence[str]) -> Grant:
         pod, entry = candidate.pod, candidate.entry
         self._check_devices(entry, ids)
+        allocate.check_mounts(container_of(pod, entry))
         claim = claim_for(pod, entry, ids, library=str(self._shim.library))
         region = candidate.region
         if region is None:

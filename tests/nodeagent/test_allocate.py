@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hami.config import NodeAgentSettings, NvidiaSettings, Settings
-from hami.core.objects import Container, EnvVar
+from hami.core.objects import Container, EnvVar, VolumeMount
 from hami.core.vendors.nvidia import NVIDIA
+from hami.errors import AllocateError
 from hami.nodeagent import allocate
 from hami.nodeagent.allocate import Grant, Limits, Shim
 from tests.support.builders import given, make_container
@@ -123,3 +124,25 @@ def test_disabled_core_limits_win_over_the_policy_for_pods() -> None:
     assert limits_for(settings=Settings(nvidia=forced)).policy == "force"
     lifted = Settings(nvidia=forced, node_agent=NodeAgentSettings(disable_core_limit=True))
     assert limits_for(settings=lifted).policy == "disable"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/ld.so.preload",
+        "/usr/local/vgpu",
+        "/usr/local/vgpu/control",
+        "//usr//local/bin/../vgpu/usage/",
+        "usr/local/vgpu/libvgpu.so",
+    ],
+)
+def test_volume_that_would_hide_the_limits_is_refused_by_name(path: str) -> None:
+    container = Container(name="c", volume_mounts=[VolumeMount(mount_path=path)])
+
+    with pytest.raises(AllocateError, match=path):
+        allocate.check_mounts(container)
+
+
+@pytest.mark.parametrize("path", ["/etc", "/usr/local", "/usr/local/vgpu2", "/data", ""])
+def test_volume_elsewhere_is_none_of_our_business(path: str) -> None:
+    allocate.check_mounts(Container(name="c", volume_mounts=[VolumeMount(mount_path=path)]))
