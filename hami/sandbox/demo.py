@@ -51,6 +51,8 @@ async def run(place: Path, *, once: bool = False) -> None:
             async with cluster.running(place, layout, progress=_progress(console)) as sandbox:
                 status.stop()
                 lifecycle.announce(place, sandbox.facts)
+                if sandbox.runtime.refusal:
+                    console.print(f" [yellow]![/] {escape(_plain(sandbox))}")
                 stories = await _tell(console, sandbox)
                 _judge(stories)
                 console.print(f"\n {DONE} every limit holds")
@@ -61,6 +63,13 @@ async def run(place: Path, *, once: bool = False) -> None:
 
 def _progress(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f" {DONE} {escape(text)}", soft_wrap=True)
+
+
+def _plain(sandbox: Sandbox) -> str:
+    return (
+        f"containers run without namespaces of their own ({sandbox.runtime.refusal}): "
+        "what is mounted read-only is not protected here"
+    )
 
 
 async def _tell(console: Console, sandbox: Sandbox) -> list[Story]:
