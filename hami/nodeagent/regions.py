@@ -123,7 +123,7 @@ class Regions:
         A container's next process does the same when it needs the room; this is for containers
         whose last process has ended.
         """
-        earlier = await self._in_thread(processes.look)
+        earlier = await self._in_thread(partial(processes.look))
         emptied = 0
         for path in list(self._claims):
             try:
