@@ -44,6 +44,8 @@ class PodFinder:
         self._resources = resources
         self._metrics = metrics
         self._consumed: dict[str, set[int]] = {}
+        self._unreadable: dict[str, str] = {}
+        """By pod uid, the version that was complained about."""
 
     async def find(self, count: int) -> tuple[Candidate, ...]:
         """Every container that the kubelet may mean by so many devices, first bound first.
@@ -121,6 +123,8 @@ class PodFinder:
         here = {pod.metadata.uid for pod in self._pods.list()}
         for uid in self._consumed.keys() - here:
             del self._consumed[uid]
+        for uid in self._unreadable.keys() - here:
+            del self._unreadable[uid]
 
     async def _find_unanswered(self, count: int) -> Candidate | None:
         if not self._regions.claims:
@@ -140,5 +144,9 @@ class PodFinder:
         )
 
     def _report_malformed(self, pod: Pod, error: CodecError) -> None:
+        meta = pod.metadata
+        if self._unreadable.get(meta.uid) == meta.resource_version:
+            return
+        self._unreadable[meta.uid] = meta.resource_version
         self._metrics.malformed_pods.inc()
         log.warning("allocation_unreadable", pod=pod.key, error=str(error))

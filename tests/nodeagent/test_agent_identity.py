@@ -411,3 +411,15 @@ async def test_pod_that_the_kubelet_has_taken_up_is_not_answered_again() -> None
         bench.kubelet.held.clear()
         with pytest.raises(grpc.aio.AioRpcError, match="no pod bound"):
             await bench.allocate(f"{gpu}-1")
+
+
+async def test_unreadable_pod_is_told_of_once_however_often_it_is_met() -> None:
+    async with open_bench() as bench:
+        gpu = bench.gpus[0]
+        broken = bound_pod("broken", [[(gpu, 1)]], annotations={NVIDIA.to_allocate_key: "x,y:;"})
+        await bench.agent.node.create(broken)
+        for name in ("a", "b", "c"):
+            await bench.bind(name, (gpu, 100))
+            await bench.allocate(f"{gpu}-0")
+
+        assert bench.agent.count("hami_agent_malformed_pods_total") == 1
