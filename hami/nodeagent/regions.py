@@ -127,7 +127,7 @@ class Regions:
         emptied = 0
         for path in list(self._claims):
             try:
-                is_dead = _DeathCheck(earlier)
+                is_dead = DeathCheck(earlier)
                 emptied += await self._in_thread(partial(region.reclaim, path, is_dead))
             except (CodecError, OSError, subprocess.TimeoutExpired) as error:
                 self._metrics.malformed_regions.inc()
@@ -224,7 +224,7 @@ def _trim(usage: Path) -> int:
         os.close(handle)
 
 
-class _DeathCheck:
+class DeathCheck:
     """Judges the processes of one region that was just read.
 
     Whoever an earlier look did not see may have started since: of these, only those are dead whom a
@@ -236,6 +236,7 @@ class _DeathCheck:
         self._now: processes.Living | None = None
 
     def __call__(self, process: region.ProcessUse) -> bool:
+        """Whether the process is surely dead. Blocking."""
         if not self._earlier.is_dead(process.pid_namespace, process.pid):
             return False
         if self._now is None:

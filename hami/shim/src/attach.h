@@ -13,7 +13,7 @@
 struct hami_region {
     const struct hami_control *control; /* mapped read-only */
     struct hami_usage *usage;           /* mapped shared */
-    int slot;                           /* index of our slot; HAMI_ANONYMOUS_SLOT where none was free */
+    int slot;                           /* index of our slot, or HAMI_ANONYMOUS_SLOT */
     struct hami_process self;
 };
 
@@ -32,7 +32,9 @@ void hami_region_detach(struct hami_region *region);
 /* Devices listed in control, clamped to HAMI_DEVICES. */
 unsigned hami_region_device_count(const struct hami_region *region);
 
-/* Claim a slot for region->self and set region->slot. Reclaims what processes left that are gone. */
+/* Claim a slot for region->self and set region->slot. Reclaims what processes left that are gone. The
+ * slot is the anonymous one where none is free, or /proc did not tell who we are: two processes that
+ * are nobody could not tell their slots apart. */
 void hami_slot_claim(struct hami_region *region);
 
 /* Take over and empty the slots of dead processes that hold charges. Returns how many. */

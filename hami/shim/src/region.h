@@ -19,7 +19,7 @@
 #define HAMI_REGION_VERSION 1
 #define HAMI_DEVICES 16
 #define HAMI_SLOTS 1024
-#define HAMI_ANONYMOUS_SLOT HAMI_SLOTS /* shared by every process that found no slot free */
+#define HAMI_ANONYMOUS_SLOT HAMI_SLOTS /* for those without a slot of their own */
 #define HAMI_UUID_BYTES 96
 #define HAMI_MEMORY_UNLIMITED UINT64_MAX /* 0 is a limit like any other: no memory at all */
 

@@ -85,12 +85,18 @@ int hami_slots_reclaim(struct hami_region *region)
     return reclaim_if(region, hami_process_is_dead);
 }
 
-/* Own the slot if it is free, left by a dead process, or our own from before an exec. */
+/* Who claims a slot owns none yet: what has our token is from before an exec. Two slots, if another
+ * thread was just taking one from a dead process. */
+static bool is_left_behind(uint64_t token, const struct hami_process *self)
+{
+    return token == self->token || hami_process_is_gone(token, self);
+}
+
 static bool take(struct hami_region *region, int index)
 {
     struct hami_slot *slot = &region->usage->slots[index];
     uint64_t token = atomic_load(&slot->owner);
-    if (token != 0 && token != region->self.token && !hami_process_is_gone(token, &region->self))
+    if (token != 0 && !is_left_behind(token, &region->self))
         return false;
     return atomic_compare_exchange_strong(&slot->owner, &token, region->self.token);
 }
@@ -98,8 +104,9 @@ static bool take(struct hami_region *region, int index)
 void hami_slot_claim(struct hami_region *region)
 {
     struct hami_usage *usage = region->usage;
-    reclaim_if(region, hami_process_is_gone); /* zombies are found when memory runs short */
-    for (int index = 0; index < HAMI_SLOTS; index++) {
+    const bool known = region->self.pid_namespace != 0 && region->self.start_ticks != 0;
+    reclaim_if(region, is_left_behind); /* zombies are found when memory runs short */
+    for (int index = 0; known && index < HAMI_SLOTS; index++) {
         if (!take(region, index))
             continue;
         struct hami_slot *slot = &usage->slots[index];
