@@ -39,9 +39,21 @@ static CUresult begin(struct charge *charge, uint64_t bytes)
     return CUDA_SUCCESS;
 }
 
+/* The memory does not fit after all, or could not be remembered: free it, and only then let its charge
+ * of `announced` bytes go. What the driver does not take back stays charged. */
+static CUresult give_back(const struct charge *charge, CUdeviceptr address, uint64_t announced)
+{
+    if (HAMI_CUDA(cuMemFree_v2, address) == CUDA_SUCCESS)
+        hami_limits_withdraw(hami_region(), (unsigned)charge->device, announced);
+    else
+        hami_limits_commit(hami_region(), (unsigned)charge->device, announced);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 /* Settle the charge by what the driver did; `bytes` were really allocated at `address`. Returns what
- * the program gets: not always CUDA_SUCCESS, and then the memory must be freed again. */
-static CUresult end(const struct charge *charge, CUresult result, CUdeviceptr address, uint64_t bytes)
+ * the program gets. */
+static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr address,
+                       uint64_t bytes)
 {
     struct hami_pointer stale;
     if (charge->device == HAMI_UNLISTED)
@@ -54,29 +66,16 @@ static CUresult end(const struct charge *charge, CUresult result, CUdeviceptr ad
         hami_limits_withdraw(region, device, charge->bytes);
         return result;
     }
-    if (more != 0 && hami_limits_charge(region, device, more) != 0) {
-        hami_limits_withdraw(region, device, charge->bytes);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    if (!hami_pointers_put(&pointer, &stale)) {
-        hami_limits_withdraw(region, device, charge->bytes + more);
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
+    if (more != 0 && hami_limits_charge(region, device, more) != 0)
+        return give_back(charge, address, charge->bytes);
+    if (!hami_pointers_put(&pointer, &stale))
+        return give_back(charge, address, charge->bytes + more);
     hami_limits_commit(region, device, bytes);
     if (charge->bytes + more != bytes)
         hami_limits_withdraw(region, device, charge->bytes + more - bytes);
     if (stale.address != 0) /* the driver gives the address anew, so its old memory is gone */
         hami_limits_discharge(region, stale.device, stale.bytes);
     return CUDA_SUCCESS;
-}
-
-static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr address,
-                       uint64_t bytes)
-{
-    const CUresult settled = end(charge, result, address, bytes);
-    if (result == CUDA_SUCCESS && settled != CUDA_SUCCESS)
-        HAMI_CUDA(cuMemFree_v2, address);
-    return settled;
 }
 
 static uint64_t pitched_bytes(uint64_t width, uint64_t height)
