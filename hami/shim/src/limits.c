@@ -22,7 +22,12 @@ struct tally {
     uint64_t pending; /* announced, our own among it */
     uint64_t digest;  /* of every counter seen: two equal ones in a row make a snapshot */
     int first;        /* lowest slot that announces anything */
+    int slots;        /* how many were summed */
 };
+
+/* The usual case needs no more of a tally than a sum: inlined, the rest of it costs nothing there. */
+#define INLINE static inline __attribute__((always_inline))
+#define SELDOM static __attribute__((noinline, cold))
 
 static _Atomic int turn; /* one thread of this process at a time may insist; see contend() */
 
@@ -44,7 +49,7 @@ static uint64_t add(uint64_t left, uint64_t right)
     return left + right < left ? UINT64_MAX : left + right;
 }
 
-static void add_row(struct tally *tally, const struct hami_usage *usage, int slot, unsigned device)
+INLINE void add_row(struct tally *tally, const struct hami_usage *usage, int slot, unsigned device)
 {
     const struct hami_usage_row *row = &usage->slots[slot].rows[device];
     const uint64_t pending = atomic_load(&row->pending_bytes); /* before used: see above */
@@ -54,9 +59,10 @@ static void add_row(struct tally *tally, const struct hami_usage *usage, int slo
     tally->pending = add(tally->pending, pending);
     tally->used = add(tally->used, used);
     tally->digest = (tally->digest * 31 + pending) * 31 + used;
+    tally->slots++;
 }
 
-static struct tally take_tally(const struct hami_region *region, unsigned device)
+INLINE struct tally take_tally(const struct hami_region *region, unsigned device)
 {
     const struct hami_usage *usage = region->usage;
     struct tally tally = {
@@ -153,7 +159,7 @@ static void wait_for_room(struct hami_region *region, unsigned device, uint64_t 
 /* The bytes would fit but for what others announce. If all backed out and came again, all might
  * fail for ever: so the lowest announcing slot, and in it the thread whose turn it is, insists; the
  * others back out and wait. The anonymous slot has many owners and never insists. */
-static int contend(struct hami_region *region, unsigned device, uint64_t bytes)
+SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     const uint64_t deadline_ns = now_ns(CLOCK_MONOTONIC) + CONTENTION_NS;
     struct tally tally;
@@ -216,9 +222,10 @@ uint64_t hami_limits_memory(const struct hami_region *region, unsigned device)
 
 uint64_t hami_limits_used(struct hami_region *region, unsigned device)
 {
-    struct tally tally;
     reclaim_now_and_then(region);
-    take_stable_tally(region, device, &tally);
+    struct tally tally = take_tally(region, device);
+    if (tally.slots > 1) /* what is used of one slot is a single word */
+        take_stable_tally(region, device, &tally);
     return tally.used;
 }
 

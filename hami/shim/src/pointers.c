@@ -11,6 +11,7 @@
 #define SHARDS 64
 #define FIRST_CAPACITY 64
 #define DEVICE_BITS 8
+#define SELDOM static __attribute__((noinline, cold)) /* keeps the usual path short */
 
 struct entry {
     uint64_t address; /* 0: empty */
@@ -34,12 +35,23 @@ static uint64_t hash(uint64_t address)
     return address ^ address >> 32;
 }
 
+static bool try_lock(struct shard *shard)
+{
+    return !atomic_flag_test_and_set_explicit(&shard->lock, memory_order_acquire);
+}
+
+SELDOM void wait_for_lock(struct shard *shard)
+{
+    for (int spins = 0; !try_lock(shard); spins++)
+        if (spins >= 64)
+            sched_yield();
+}
+
 static struct shard *lock_shard(uint64_t address)
 {
     struct shard *shard = &shards[hash(address) % SHARDS];
-    for (int spins = 0; atomic_flag_test_and_set_explicit(&shard->lock, memory_order_acquire); spins++)
-        if (spins >= 64)
-            sched_yield();
+    if (!try_lock(shard))
+        wait_for_lock(shard);
     return shard;
 }
 
@@ -62,7 +74,7 @@ static struct entry *probe(const struct shard *shard, uint64_t address)
     return &shard->entries[index];
 }
 
-static bool grow(struct shard *shard)
+SELDOM bool grow(struct shard *shard)
 {
     const struct shard old = {.capacity = shard->capacity, .entries = shard->entries};
     const size_t capacity = old.capacity != 0 ? old.capacity * 2 : FIRST_CAPACITY;
@@ -156,8 +168,7 @@ void hami_pointers_take_context(const void *context, void (*visit)(const struct 
 {
     for (size_t index = 0; index < SHARDS; index++) {
         struct shard *shard = &shards[index];
-        while (atomic_flag_test_and_set_explicit(&shard->lock, memory_order_acquire))
-            sched_yield();
+        wait_for_lock(shard);
         take_context_of_shard(shard, context, visit, argument);
         unlock(shard);
     }

@@ -7,11 +7,24 @@
 
 #define HAMI_UNLISTED (-1) /* a device that control does not list: its limit is 0 */
 
+extern struct hami_region hami_the_region;
+extern _Atomic int hami_phase; /* start.c; above 0: an enum hami_attachment */
+
+/* The slow half of hami_start. */
+enum hami_attachment hami_start_now(void);
+
 /* Start at the first hooked call, then only look. The region may be used if HAMI_ENFORCING. */
-enum hami_attachment hami_start(void);
+static inline enum hami_attachment hami_start(void)
+{
+    const int seen = atomic_load_explicit(&hami_phase, memory_order_acquire);
+    return __builtin_expect(seen > 0, 1) ? (enum hami_attachment)seen : hami_start_now();
+}
 
 /* The region of this process. */
-struct hami_region *hami_region(void);
+static inline struct hami_region *hami_region(void)
+{
+    return &hami_the_region;
+}
 
 /* Region index of a CUDA ordinal or an NVML handle, by device UUID, or HAMI_UNLISTED. */
 int hami_device_of_ordinal(CUdevice ordinal);

@@ -15,48 +15,38 @@ extern void *__dso_handle;
 
 /* 0: not started; enum hami_attachment: done; -pid: being started by a thread of that process. A
  * child forked meanwhile finds its parent's pid here and starts afresh. */
-static _Atomic int phase;
-static struct hami_region the_region;
+_Atomic int hami_phase;
+struct hami_region hami_the_region;
 
 static void after_fork_in_child(void)
 {
-    if (atomic_load(&phase) >= HAMI_REFUSING)
-        hami_region_detach(&the_region);
+    if (atomic_load(&hami_phase) >= HAMI_REFUSING)
+        hami_region_detach(&hami_the_region);
     hami_pointers_after_fork();
     hami_limits_after_fork();
     hami_devices_after_fork();
-    atomic_store(&phase, 0);
+    atomic_store(&hami_phase, 0);
 }
 
-static enum hami_attachment start(void)
+enum hami_attachment hami_start_now(void)
 {
-    static _Atomic int fork_handled;
+    static bool fork_handled; /* written only while hami_phase is ours */
     const int starting = -(int)getpid();
     for (;;) {
-        int seen = atomic_load(&phase);
+        int seen = atomic_load(&hami_phase);
         if (seen > 0)
             return (enum hami_attachment)seen;
         if (seen == starting) {
             sched_yield();
             continue;
         }
-        if (atomic_compare_exchange_strong(&phase, &seen, starting))
+        if (atomic_compare_exchange_strong(&hami_phase, &seen, starting))
             break;
     }
-    if (atomic_exchange(&fork_handled, 1) == 0)
+    if (!fork_handled)
         __register_atfork(NULL, NULL, after_fork_in_child, __dso_handle);
-    const enum hami_attachment result = hami_region_attach(&the_region);
-    atomic_store(&phase, (int)result);
+    fork_handled = true; /* afterwards: forked in between, the child registers it twice, not never */
+    const enum hami_attachment result = hami_region_attach(&hami_the_region);
+    atomic_store(&hami_phase, (int)result);
     return result;
-}
-
-enum hami_attachment hami_start(void)
-{
-    const int seen = atomic_load_explicit(&phase, memory_order_acquire);
-    return __builtin_expect(seen > 0, 1) ? (enum hami_attachment)seen : start();
-}
-
-struct hami_region *hami_region(void)
-{
-    return &the_region;
 }
