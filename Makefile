@@ -34,7 +34,7 @@ bench: $(VENV)/.develop  ## the benchmarks; figures on stdout
 
 test-cluster: $(VENV)/.develop  ## API-facing tests against the cluster of HAMI_TEST_KUBECONFIG
 	@test -n "$$HAMI_TEST_KUBECONFIG" || { echo "set HAMI_TEST_KUBECONFIG to a kubeconfig" >&2; exit 2; }
-	@$(BIN)/python -m pytest -m "cluster and not faults" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
 
 native: $(VENV)/.runtime  ## build the shim and the simulated driver in place
 	@$(BIN)/python native.py

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,17 @@ import pytest
 
 from hami.config import Settings
 from hami.sandbox.apiserver import ApiServer
+from tests.support import cluster as clusters
 from tests.support import controller as controllers
-from tests.support.cluster import VARIABLE
 
 NODES = ("n0", "n1")
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if VARIABLE not in os.environ:
-        return
-    reason = f"seeds and inspects the sandbox's own API server, which {VARIABLE} is not"
     for item in items:
         if item.path.parent == HERE and "server" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.skip(reason=reason))
+            clusters.mark(item, sandbox_only=clusters.SEEDED)
 
 
 @pytest.fixture

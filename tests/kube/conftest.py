@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from hami.kube.client import KubeClient, connect
 from tests.support import cluster as clusters
 
+HERE = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    clusters.skip_faults(items)
+    for item in items:
+        faults = item.get_closest_marker("faults") is not None
+        if item.path.parent == HERE and (faults or "cluster" in getattr(item, "fixturenames", ())):
+            clusters.mark(item, sandbox_only=clusters.FAULTS if faults else None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    clusters.tell_left_out(terminalreporter)
 
 
 @pytest.fixture

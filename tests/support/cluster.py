@@ -2,14 +2,15 @@
 
 ``HAMI_TEST_KUBECONFIG=FILE`` names a real cluster; each test gets a namespace of its own there,
 removed afterwards. Pods made by ``make_pod`` name a scheduler that does not exist: they stay
-Pending and never run. Tests marked ``faults`` need the sandbox, and are skipped in words elsewhere.
+Pending and never run. What such a cluster must not suffer, or cannot show, is skipped in words.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,17 @@ import anyio
 import pytest
 
 from hami.config import KubeSettings
-from hami.errors import NotFoundError
-from hami.kube.client import connect
-from hami.kube.resources import NAMESPACES
+from hami.errors import KubeError
+from hami.kube.client import KubeClient, connect
+from hami.kube.resources import NAMESPACES, PODS
 from hami.sandbox.apiserver import ApiServer
 
 VARIABLE = "HAMI_TEST_KUBECONFIG"
 NOBODY = "hami-test-nobody"
 READY_SECONDS = 30.0
+FORBIDDEN = 403
+FAULTS = f"injects faults, which the cluster of {VARIABLE} must not suffer"
+SEEDED = f"seeds and inspects an API server of its own, which that of {VARIABLE} is not"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +65,21 @@ async def open_cluster(**server_options: Any) -> AsyncIterator[Cluster]:
             yield Cluster(settings=settings, namespace="default", server=server)
 
 
-def skip_faults(items: Iterable[pytest.Item]) -> None:
-    """To be called by ``pytest_collection_modifyitems``."""
+def mark(item: pytest.Item, *, sandbox_only: str | None = None) -> None:
+    """Mark a test as one against a cluster; skip it where that is a real one, if it says why."""
+    item.add_marker(pytest.mark.cluster)
+    if VARIABLE in os.environ and sandbox_only is not None:
+        item.add_marker(pytest.mark.skip(reason=sandbox_only))
+
+
+def tell_left_out(reporter: pytest.TerminalReporter) -> None:
+    """How many tests a run against a real cluster left out, and why."""
     if VARIABLE not in os.environ:
         return
-    reason = f"injects faults, which the cluster of {VARIABLE} must not suffer"
-    for item in items:
-        if item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+    skipped = reporter.stats.get("skipped", ())
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        reporter.write_line(f"left out {count}: {reason}")
 
 
 def make_pod(name: str, *, namespace: str = "default", **metadata: Any) -> dict[str, Any]:
@@ -95,20 +106,23 @@ async def _real_cluster(kubeconfig: str) -> AsyncIterator[Cluster]:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         )
         try:
-            await _wait_until_there(client.get, f"{path}/serviceaccounts/default")
+            await _wait_until_it_takes_pods(client, namespace)
             yield Cluster(settings=settings, namespace=namespace, server=None)
         finally:
             with anyio.move_on_after(READY_SECONDS, shield=True):
                 await client.delete(path)
 
 
-async def _wait_until_there(get: Any, path: str) -> None:
-    """A new namespace takes no pods until its service account is made, which nothing announces."""
+async def _wait_until_it_takes_pods(client: KubeClient, namespace: str) -> None:
+    """A new namespace refuses pods until its service account is made, which nothing announces."""
+    probe = make_pod("probe", namespace=namespace)
     with anyio.fail_after(READY_SECONDS):
         while True:
             try:
-                await get(path)
-            except NotFoundError:
+                await client.post(PODS.path(namespace), probe, query={"dryRun": "All"})
+            except KubeError as error:
+                if error.status != FORBIDDEN:
+                    raise
                 await anyio.sleep(0.2)
             else:
                 return
