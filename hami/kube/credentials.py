@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -196,10 +197,13 @@ def _open(configuration: Configuration) -> tuple[ApiClient, aiohttp.ClientSessio
 
 
 def _route(configuration: Configuration) -> dict[str, Any]:
-    """Proxy and server name; the kubeconfig's proxy goes before the environment's."""
+    """Proxy and server name; the kubeconfig's proxy goes before the environment's.
+
+    The environment's is never meant for a server on this machine, as kubectl sees it too.
+    """
     address = urlsplit(str(configuration.host))
     proxy = configuration.proxy
-    if not proxy and not proxy_bypass(address.netloc):
+    if not proxy and not _is_loopback(address.hostname) and not proxy_bypass(address.netloc):
         proxy = getproxies().get(address.scheme)
     options = {
         "proxy": proxy,
@@ -207,6 +211,13 @@ def _route(configuration: Configuration) -> dict[str, Any]:
         "server_hostname": configuration.tls_server_name,
     }
     return {option: value for option, value in options.items() if value}
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _tls(configuration: Configuration) -> tuple[object, ...]:

@@ -158,6 +158,20 @@ async def test_a_proxy_of_the_environment_is_used_unless_the_host_is_excepted(
             await ask()
 
 
+async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def server(_: web.Request) -> web.Response:
+        return web.Response(text="itself")
+
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with scripted(server) as address:
+        path = write_kubeconfig(tmp_path / "config", address)
+        async with connect(KubeSettings(kubeconfig=path)) as client:
+            assert await client.get("/x") == b"itself"
+
+
 class Guarded:
     """Admits one token; counts requests."""
 
