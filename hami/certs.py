@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,10 @@ from hami.core.codec import WEBHOOK_LABEL
 from hami.errors import ConfigError
 
 WEBHOOK_NAME = "vgpu.hami.io"
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}$)(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +54,11 @@ def create(directory: Path, hosts: list[str], *, now: datetime, days: int = 365)
         days: How long they are valid.
 
     Raises:
-        ConfigError: No host was given, or the files cannot be written.
+        ConfigError: No host was given, one is no host, or the files cannot be written.
     """
     if not hosts:
         raise ConfigError("certificates: expected at least one host name or address, met none")
+    names = [_san(host) for host in hosts]
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name, until = _name("hami webhook authority"), now + timedelta(days=days)
     since = now - timedelta(minutes=5)
@@ -67,7 +73,7 @@ def create(directory: Path, hosts: list[str], *, now: datetime, days: int = 365)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_san(h) for h in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     bundle = Bundle(
@@ -186,6 +192,10 @@ def _san(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _DNS_NAME.fullmatch(host):
+            raise ConfigError(
+                f"certificates: expected a host name or address without port, met {host!r}"
+            ) from None
         return x509.DNSName(host)
 
 
