@@ -105,14 +105,19 @@ def _run(main_task: Callable[[], Awaitable[None]]) -> None:
     """Run a process's root task; a failure below it is one clear line."""
     import anyio
 
+    status = 0
     try:
         anyio.run(main_task, backend_options={"use_uvloop": _has_uvloop()})
     except* HamiError as group:
         for error in _leaves(group):
             typer.echo(f"hami: {error}", err=True)
-        raise SystemExit(1) from None
+        status = 1
+    except* SystemExit:  # whoever read the output has gone
+        status = 1
     except* KeyboardInterrupt:
-        raise SystemExit(130) from None
+        status = 130
+    if status:
+        sys.exit(status)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
