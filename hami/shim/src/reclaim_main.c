@@ -17,7 +17,8 @@
 static struct hami_usage *map_usage(const char *path)
 {
     struct stat status;
-    const int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK; /* a container may hold a lease */
+    const int fd = open(path, flags);
     if (fd < 0 || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) ||
         status.st_size < (off_t)sizeof(struct hami_usage))
         return NULL;
