@@ -7,9 +7,11 @@ and labels are the compatible ones (see ``hami.metrics``), the constant ``zone``
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+import anyio
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -48,9 +50,22 @@ class Exporter(Collector):
         self._pods = pods
         self._use: tuple[DeviceUse, ...] = ()
         self._samples: tuple[ContainerSample, ...] = ()
+        self._turn = anyio.Lock()
+        self._began = float("-inf")
 
     async def refresh(self) -> None:
-        """Read everything anew; what cannot be read is left out of this scrape."""
+        """Read everything anew; what cannot be read is left out of this scrape.
+
+        Whoever asks while a reading is under way shares the next one with all who wait: anybody on
+        the network may scrape, and Allocate needs the same files.
+        """
+        asked = time.monotonic()
+        async with self._turn:
+            if self._began < asked:
+                self._began = time.monotonic()
+                await self._read()
+
+    async def _read(self) -> None:
         here = {pod.metadata.uid for pod in self._pods.list()}
         samples = await self._regions.samples()
         self._samples = tuple(sample for sample in samples if sample.claim.uid in here)

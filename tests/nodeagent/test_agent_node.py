@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
@@ -13,6 +14,7 @@ from hami import metrics
 from hami.core import codec
 from hami.core.vendors.nvidia import NVIDIA
 from hami.kube.resources import NODES
+from hami.nodeagent.samples import ContainerSample
 from tests.support.agent import AgentBench, bound_pod, open_agent
 from tests.support.gpus import A100_MIB, T4_MIB
 from tests.support.node import NODE, eventually
@@ -211,3 +213,25 @@ async def test_spoilt_region_is_counted_and_hides_no_other() -> None:
         assert 'pod="b"' in text
         assert 'pod="a"' not in text
         assert bench.count("hami_agent_malformed_regions_total") == 1
+
+
+async def test_scrapes_that_come_together_share_a_reading() -> None:
+    async with open_agent() as bench:
+        exporter, regions = bench.agent.exporter, bench.agent.regions
+        readings = []
+        read = regions.samples
+
+        async def counted() -> tuple[ContainerSample, ...]:
+            readings.append(1)
+            await anyio.sleep(0.01)
+            return await read()
+
+        regions.samples = counted  # type: ignore[method-assign] # counts, and reads all the same
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(exporter.refresh)
+        together = len(readings)
+        await exporter.refresh()
+
+        assert together in (1, 2)
+        assert len(readings) == together + 1
