@@ -81,4 +81,8 @@ name:                                                                           
 #error "no dlsym stub for this machine"
 #endif
 
+#if defined(__CET__) /* asked of the compiler: do not be the one object without the mark */
+#include <cet.h>
+#endif
+
     .section .note.GNU-stack, "", %progbits
