@@ -39,7 +39,6 @@ class ObjectMeta(_Object, frozen=True, kw_only=True):
     generate_name: str = ""
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
-    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     owner_references: list[OwnerReference] | None = None
 
@@ -87,7 +86,6 @@ class PodSpec(_Object, frozen=True, kw_only=True):
     node_name: str | None = None
     scheduler_name: str | None = None
     runtime_class_name: str | None = None
-    priority: int | None = None
     init_containers: list[Container] | None = None
     containers: list[Container] | None = None
 
@@ -165,22 +163,13 @@ class Pod(_Object, frozen=True, kw_only=True):
 class NodeStatus(_Object, frozen=True, kw_only=True):
     """What the kubelet says the node has."""
 
-    capacity: dict[str, str | int | float] | None = None
     allocatable: dict[str, str | int | float] | None = None
-    conditions: list[PodCondition] | None = None
-
-
-class NodeSpec(_Object, frozen=True, kw_only=True):
-    """The node's own settings."""
-
-    unschedulable: bool | None = None
 
 
 class Node(_Object, frozen=True, kw_only=True):
     """A node."""
 
     metadata: ObjectMeta = ObjectMeta()
-    spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
     @property

@@ -225,7 +225,6 @@ def make_node(
             name=name, uid=f"uid-{name}", annotations=registered | dict(annotations or {})
         ),
         status=NodeStatus(
-            capacity={NVIDIA.resources.count: str(total)},
             allocatable={NVIDIA.resources.count: str(total)},
         ),
     )
