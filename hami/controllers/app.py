@@ -31,6 +31,7 @@ from hami.controllers.exporter import Exporter
 from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
+from hami.controllers.podwriter import PodWriter
 from hami.controllers.twins import Twins
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
@@ -114,7 +115,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy(own.device_policy)
     )
     binder = Binder(
-        client,
+        PodWriter(client, vendors=vendors),
         pods,
         cache=cache,
         placer=placer,

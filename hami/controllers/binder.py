@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio
-import msgspec
 
 from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.podwriter import PodWriter
 from hami.controllers.twins import Twins, keys_of_request
 from hami.controllers.wire import BindArgs
-from hami.core import codec, record
+from hami.core import record
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache
 from hami.core.device import PodRequest
@@ -41,13 +41,9 @@ from hami.errors import (
     UnavailableError,
     UnfitError,
 )
-from hami.kube import patching
-from hami.kube.backoff import retrying
-from hami.kube.client import KubeClient
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
 from hami.kube.resources import PODS, ObjectRef
-from hami.kube.throttle import Lane
 from hami.logs import get_logger
 
 log = get_logger(__name__)
@@ -63,21 +59,16 @@ UNDO_SECONDS: Final = 10.0
 RESERVATION_TIMES: Final = 3
 """A reservation outlives the bind's own deadline, for what was sent may still take effect."""
 
-_POD = msgspec.json.Decoder(Pod)
-
 
 @dataclass(slots=True, kw_only=True)
 class _Task:
     """One bind: what was asked, of which pod, and whether anything was written on it."""
 
     args: BindArgs
+    ref: ObjectRef
+    """The pod, in this life of it."""
     request: PodRequest
     written: bool = False
-
-    @property
-    def ref(self) -> ObjectRef:
-        """The pod, in this life of it."""
-        return _ref(self.args)
 
 
 class Binder:
@@ -85,7 +76,7 @@ class Binder:
 
     def __init__(
         self,
-        client: KubeClient,
+        writer: PodWriter,
         pods: Informer[Pod],
         *,
         cache: AllocationCache,
@@ -97,9 +88,8 @@ class Binder:
         recorder: EventRecorder,
         counters: ControllerCounters,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client = client
+        self._writer = writer
         self._pods = pods
         self._cache = cache
         self._placer = placer
@@ -110,7 +100,6 @@ class Binder:
         self._recorder = recorder
         self._counters = counters
         self._clock = clock
-        self._wall_clock = wall_clock
         self._under_way: set[str] = set()
 
     def is_binding(self, uid: str) -> bool:
@@ -136,10 +125,12 @@ class Binder:
         self._counters.binds.labels(result).inc()
 
     async def _bind(self, args: BindArgs) -> str:
-        pod = await self._find(args)
+        ref = ObjectRef(resource=PODS, name=args.name, namespace=args.namespace, uid=args.uid)
+        pod = await self._find(ref)
         if pod.spec.node_name == args.node:
             return "repeated"
-        task = _Task(args=args, request=read_request(pod, self._vendors, self._defaults))
+        request = read_request(pod, self._vendors, self._defaults)
+        task = _Task(args=args, ref=ref, request=request)
         try:
             await self._carry_out(task, pod)
         except HamiError as error:
@@ -162,7 +153,7 @@ class Binder:
                     _refuse_settled(pod)
                     self._reserve(task, pod)  # what cannot be had is told at once, the rest kept
                     await self._take_turn(task)
-                    pod = await self._find(task.args)
+                    pod = await self._find(task.ref)
                 waits_for = "the API server"
                 await self._decide(task, pod)
         except TimeoutError as error:
@@ -193,7 +184,7 @@ class Binder:
                     attempt=attempt,
                     error=str(error),
                 )
-                pod = await self._read(task.args)
+                pod = await self._writer.read(task.ref)
                 if self._is_done(task, pod):
                     return
             else:
@@ -206,30 +197,18 @@ class Binder:
 
     async def _attempt(self, task: _Task, pod: Pod) -> None:
         if task.request.empty:
-            await self._post_binding(task, pod)
+            await self._writer.bind(task.ref, pod, node=task.args.node)
             return
         crash_point("bind.before-reserve")
         allocation = self._reserve(task, pod)
         crash_point("bind.before-patch")
-        recorded = await self._write_record(task, pod, allocation)
+        task.written = True
+        recorded = await self._writer.record(task.ref, pod, allocation)
         crash_point("bind.before-binding")
-        await self._post_binding(task, recorded)
+        await self._writer.bind(task.ref, recorded, node=task.args.node)
         crash_point("bind.after-binding")
         if self._cache.get(task.args.uid) is not None:  # else the watch saw the pod go already
             self._cache.confirm(allocation)
-
-    async def _post_binding(self, task: _Task, pod: Pod) -> None:
-        """Bind the pod if it is still as given. Made twice, the second one is a conflict."""
-        await retrying(
-            lambda: patching.bind(
-                self._client,
-                task.ref,
-                uid=task.args.uid,
-                node=task.args.node,
-                resource_version=pod.metadata.resource_version,
-            ),
-            f"binding of {task.args.pod}",
-        )
 
     def _reserve(self, task: _Task, pod: Pod) -> Allocation:
         """Decide on the devices and keep them; in one go, so nothing can come between."""
@@ -251,22 +230,6 @@ class Binder:
             allocation, generation=choice.generation, expires_at=self._clock() + lasts
         )
         return allocation
-
-    async def _write_record(self, task: _Task, pod: Pod, allocation: Allocation) -> Pod:
-        """Write the decision on the pod, in place of any earlier one; the pod as it is then."""
-        decision = record.annotations_for(
-            allocation, self._vendors, now_seconds=int(self._wall_clock())
-        )
-        task.written = True
-        body = await patching.patch_metadata(
-            self._client,
-            task.ref,
-            annotations={**record.cleared_annotations(self._vendors), **decision},
-            labels={codec.NODE_KEY: None, **codec.node_label(allocation.node)},
-            resource_version=pod.metadata.resource_version,
-            lane=Lane.URGENT,
-        )
-        return _decode(body)
 
     async def _undo(self, task: _Task) -> bool:
         """Leave the pod as it was and give its devices back; True if it is bound after all.
@@ -290,25 +253,16 @@ class Binder:
     async def _clear_record(self, task: _Task) -> bool:
         """Take the record off the pod; True if it is bound to the node after all.
 
-        The write also makes a Binding that is still on its way come too late.
-
         Raises:
             HamiError: The API server gives no answer, or none that settles it.
         """
         for _ in range(self._settings.max_attempts):
             try:
-                pod = await self._read(task.args)
+                pod = await self._writer.read(task.ref)
                 if self._is_done(task, pod):
                     return True
                 if not pod.spec.node_name:
-                    await patching.patch_metadata(
-                        self._client,
-                        task.ref,
-                        annotations=record.cleared_annotations(self._vendors),
-                        labels={codec.NODE_KEY: None},
-                        resource_version=pod.metadata.resource_version,
-                        lane=Lane.URGENT,
-                    )
+                    await self._writer.take_back(task.ref, pod)
             except ConflictError:
                 continue
             except NotFoundError:
@@ -326,39 +280,12 @@ class Binder:
                 self._cache.confirm(allocation)
         return True
 
-    async def _find(self, args: BindArgs) -> Pod:
+    async def _find(self, ref: ObjectRef) -> Pod:
         """The pod as the watch shows it; asked for where the watch does not know this life."""
-        pod = self._pods.get(args.namespace, args.name)
-        return pod if pod is not None and pod.metadata.uid == args.uid else await self._read(args)
-
-    async def _read(self, args: BindArgs) -> Pod:
-        """The pod as it is now.
-
-        Raises:
-            NotFoundError: It is gone, or another one has its name.
-            KubeError: No answer.
-        """
-        path = _ref(args).path()
-        body = await retrying(lambda: self._client.get(path, lane=Lane.URGENT), f"get {args.pod}")
-        pod = _decode(body)
-        if pod.metadata.uid != args.uid:
-            raise NotFoundError(
-                f"pod {args.pod}: expected uid {args.uid}, met {pod.metadata.uid}: "
-                "it was deleted and created again",
-                status=404,
-            )
-        return pod
-
-
-def _ref(args: BindArgs) -> ObjectRef:
-    return ObjectRef(resource=PODS, name=args.name, namespace=args.namespace, uid=args.uid)
-
-
-def _decode(body: bytes) -> Pod:
-    try:
-        return _POD.decode(body)
-    except msgspec.MsgspecError as error:
-        raise CodecError(f"expected a pod, met {body[:100]!r}: {error}") from error
+        pod = self._pods.get(ref.namespace, ref.name)
+        if pod is not None and pod.metadata.uid == ref.uid:
+            return pod
+        return await self._writer.read(ref)
 
 
 def _refuse_settled(pod: Pod) -> None:

@@ -1,0 +1,121 @@
+"""What bind writes on a pod: its record, the Binding, and the taking back of both.
+
+Every write is on condition that the pod is as it was given, so that of two deciders one meets a
+conflict. Whether to write, and what a refusal means, is the binder's to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from hami.core import codec, record
+from hami.core.allocation import Allocation
+from hami.core.objects import Pod
+from hami.core.vendor import VendorTable
+from hami.errors import CodecError, NotFoundError
+from hami.kube import patching
+from hami.kube.backoff import retrying
+from hami.kube.client import KubeClient
+from hami.kube.resources import ObjectRef
+from hami.kube.throttle import Lane
+
+_POD = msgspec.json.Decoder(Pod)
+
+
+class PodWriter:
+    """Reads and writes pods for the binder, ahead of routine requests."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        vendors: VendorTable,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._vendors = vendors
+        self._wall_clock = wall_clock
+
+    async def read(self, ref: ObjectRef) -> Pod:
+        """The pod as it is now.
+
+        Raises:
+            NotFoundError: It is gone, or another one has its name.
+            KubeError: No answer.
+            CodecError: No pod.
+        """
+        body = await retrying(
+            lambda: self._client.get(ref.path(), lane=Lane.URGENT), f"get of {ref}"
+        )
+        pod = _decode(body)
+        if pod.metadata.uid != ref.uid:
+            raise NotFoundError(
+                f"{ref}: expected uid {ref.uid}, met {pod.metadata.uid}: "
+                "it was deleted and created again",
+                status=404,
+            )
+        return pod
+
+    async def record(self, ref: ObjectRef, pod: Pod, allocation: Allocation) -> Pod:
+        """Write the decision on the pod, in place of any earlier one; the pod as it is then.
+
+        Raises:
+            ConflictError: The pod has changed.
+            KubeError: Another refusal, or no answer.
+        """
+        decision = record.annotations_for(
+            allocation, self._vendors, now_seconds=int(self._wall_clock())
+        )
+        body = await patching.patch_metadata(
+            self._client,
+            ref,
+            annotations={**record.cleared_annotations(self._vendors), **decision},
+            labels={codec.NODE_KEY: None, **codec.node_label(allocation.node)},
+            resource_version=pod.metadata.resource_version,
+            lane=Lane.URGENT,
+        )
+        return _decode(body)
+
+    async def take_back(self, ref: ObjectRef, pod: Pod) -> None:
+        """Take the record off the pod. A Binding that is still on its way comes too late then.
+
+        Raises:
+            ConflictError: The pod has changed.
+            KubeError: Another refusal, or no answer.
+        """
+        await patching.patch_metadata(
+            self._client,
+            ref,
+            annotations=record.cleared_annotations(self._vendors),
+            labels={codec.NODE_KEY: None},
+            resource_version=pod.metadata.resource_version,
+            lane=Lane.URGENT,
+        )
+
+    async def bind(self, ref: ObjectRef, pod: Pod, *, node: str) -> None:
+        """Give the pod to the node. Made twice, the second one is a conflict.
+
+        Raises:
+            ConflictError: The pod has changed, or is bound already.
+            KubeError: Another refusal, or no answer.
+        """
+        await retrying(
+            lambda: patching.bind(
+                self._client,
+                ref,
+                uid=ref.uid,
+                node=node,
+                resource_version=pod.metadata.resource_version,
+            ),
+            f"binding of {ref}",
+        )
+
+
+def _decode(body: bytes) -> Pod:
+    try:
+        return _POD.decode(body)
+    except msgspec.MsgspecError as error:
+        raise CodecError(f"expected a pod, met {body[:100]!r}: {error}") from error
