@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hami.config import ControllerSettings
@@ -101,7 +101,7 @@ class Extender:
             self._explain(pod, ranking.failed)
         else:
             self._hold(pod, request, ranking.best, expires_at=expires_at)
-            self._remember(pod.metadata.uid, ranking)
+            self._remember(pod.metadata.uid, replace(ranking, failed={}))
         return self._feasible(ranking)
 
     def _feasible(self, ranking: Ranking) -> Feasible:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Final, TypeVar
 
 import msgspec
@@ -74,6 +74,8 @@ class _HostPriority(msgspec.Struct, frozen=True, gc=False, rename="pascal"):
 
 NAMES_KEPT: Final = 4
 """Lists of names that are known again; several schedulers, or samples of one, may take turns."""
+MAX_NODES: Final = 50_000
+"""In one question; ten times what Kubernetes is made for, and a bound on what is kept of it."""
 
 _BIND_KEYS: Final = ("PodName", "PodNamespace", "PodUID", "Node")
 _BIND_VALUE: Final = re.compile(r"[A-Za-z0-9]([-.A-Za-z0-9]{0,251}[A-Za-z0-9])?")
@@ -96,7 +98,7 @@ class ArgsDecoder:
         """The arguments.
 
         Raises:
-            CodecError: The body is not what the protocol says; the message says where.
+            CodecError: The body is not what the protocol says, or names too many nodes.
         """
         fields = _fields(body, "ExtenderArgs")
         pod = _part(fields, "Pod", Pod)
@@ -108,6 +110,7 @@ class ArgsDecoder:
         nodes = _part(fields, "Nodes", _NodeList)
         if nodes is None:
             raise CodecError("ExtenderArgs: expected NodeNames or Nodes, met neither")
+        _check_number(nodes.items)
         objects = {_name(raw): raw for raw in nodes.items}
         return Args(pod=pod, names=tuple(objects), objects=objects)
 
@@ -118,6 +121,7 @@ class ArgsDecoder:
                 return names
         decoded = _part(fields, "NodeNames", tuple[str, ...])
         if decoded is not None:
+            _check_number(decoded)
             self._names.append((text, decoded))
         return decoded
 
@@ -181,6 +185,11 @@ def _part(fields: Mapping[str, msgspec.Raw], key: str, shape: type[T]) -> T | No
         return msgspec.json.decode(raw, type=shape)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"{key}: {error}") from error
+
+
+def _check_number(nodes: Sized) -> None:
+    if len(nodes) > MAX_NODES:
+        raise CodecError(f"ExtenderArgs: expected at most {MAX_NODES} nodes, met {len(nodes)}")
 
 
 def _name(raw: msgspec.Raw) -> str:

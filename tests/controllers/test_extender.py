@@ -250,6 +250,13 @@ HOSTILE: list[Any] = [
     pytest.param(b'{"Pod":{},"NodeNames":"n0"}', id="names of wrong type"),
     pytest.param(b'{"Pod":{},"Nodes":{"items":[null]}}', id="null node"),
     pytest.param(b'{"Pod":{},"NodeNames":null}', id="no nodes"),
+    pytest.param(b'{"Pod":{},"NodeNames":["n0"' + b',"n0"' * 50_000 + b"]}", id="too many nodes"),
+    pytest.param(
+        b'{"Pod":{},"Nodes":{"items":['
+        + b",".join([b'{"metadata":{"name":"n"}}'] * 50_001)
+        + b"]}}",
+        id="too many whole nodes",
+    ),
     pytest.param(b'{"Pod":' + b"[" * 100_000, id="deep"),
     pytest.param(b'{"Pod":{"spec":{"containers":[null]}},"NodeNames":[]}', id="null container"),
     pytest.param(b'{"PodName":1,"PodNamespace":"d","PodUID":"u","Node":"n"}', id="number as name"),
