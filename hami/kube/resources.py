@@ -89,9 +89,6 @@ NAMESPACES: Final = Resource(
     api_version="v1", kind="Namespace", plural="namespaces", namespaced=False
 )
 EVENTS: Final = Resource(api_version="v1", kind="Event", plural="events", namespaced=True)
-RESOURCE_QUOTAS: Final = Resource(
-    api_version="v1", kind="ResourceQuota", plural="resourcequotas", namespaced=True
-)
 LEASES: Final = Resource(
     api_version="coordination.k8s.io/v1", kind="Lease", plural="leases", namespaced=True
 )
