@@ -89,7 +89,9 @@ TARGETS = (
     SIMULATED_NVML,
     Target("hami/shim/lib/region-reclaim", sources(SHIM, "process.c reclaim_main.c slots.c")),
     Target("hami/sandbox/gpu/lib/gpu-probe", sources(GPU, "probe.c")),
-    Target("hami/sandbox/runtime/lib/sandbox-run", sources(RUNTIME, "sandbox-run.c sandbox-mounts.c")),
+    Target(
+        "hami/sandbox/runtime/lib/sandbox-run", sources(RUNTIME, "sandbox-run.c sandbox-mounts.c")
+    ),
 )
 
 
