@@ -235,8 +235,8 @@ def _decoded(raw: msgspec.Raw, kind: type[T]) -> T:
 
 
 def _allocation(pod: Pod) -> Allocation | None:
-    """What the pod holds; None where it holds nothing or its annotations say nothing."""
-    if pod.finished:
+    """What the pod holds; None where it is not bound, has ended, or cannot be understood."""
+    if pod.finished or not pod.spec.node_name:
         return None
     try:
         return allocation_of(pod, VENDORS)
