@@ -167,6 +167,7 @@ async def test_deleted_pod_is_an_error_and_frees_its_hold(
     assert "404" in error
 
 
+@pytest.mark.faults
 async def test_pod_that_changed_meanwhile_is_read_and_decided_again(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -181,6 +182,7 @@ async def test_pod_that_changed_meanwhile_is_read_and_decided_again(
     assert node_of(server, "p") == "n0"
 
 
+@pytest.mark.faults
 async def test_pod_that_changes_all_the_time_is_given_up(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -194,6 +196,7 @@ async def test_pod_that_changes_all_the_time_is_given_up(
     assert node_of(server, "p") is None
 
 
+@pytest.mark.faults
 async def test_refused_binding_leaves_no_trace_but_an_event(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -215,6 +218,7 @@ async def test_refused_binding_leaves_no_trace_but_an_event(
     assert pod_in(server, "p")["metadata"].get("labels") in (None, {})
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("moment", list(Drop))
 @pytest.mark.parametrize(("verb", "resource"), [("patch", "pods"), ("create", "pods/binding")])
 async def test_lost_answer_ends_with_the_pod_bound_once(
@@ -235,6 +239,7 @@ async def test_lost_answer_ends_with_the_pod_bound_once(
     assert len(usage) == 1
 
 
+@pytest.mark.faults
 async def test_binding_whose_fate_is_unknown_stays_reserved_until_the_watch_tells(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -259,6 +264,7 @@ async def test_binding_whose_fate_is_unknown_stays_reserved_until_the_watch_tell
     assert node_of(server, "p") == "n0"
 
 
+@pytest.mark.faults
 async def test_pod_whose_record_was_spoilt_before_the_answer_came_is_bound_and_counted(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -390,6 +396,7 @@ async def test_dead_agent_does_not_hold_back_its_node_for_ever(
         assert await controller.bind(pods[1], "n0") == ""
 
 
+@pytest.mark.faults
 async def test_second_bind_of_a_pod_under_way_is_refused(
     server: ApiServer, configure: Configure
 ) -> None:

@@ -20,7 +20,6 @@ DEVICE = {
     "zone": "vGPU",
 }
 CONTAINER = {
-    "namespace": "default",
     "node": "solo",
     "pod": "p",
     "container_index": "0",
@@ -48,6 +47,7 @@ async def test_every_gauge_of_a_device_and_of_its_pod(
         await controller.filter(waiting, ["solo"])
         metrics = await controller.metrics()
 
+    container = {**CONTAINER, "namespace": pod["metadata"]["namespace"]}
     cores = {**DEVICE, "device_cores": "30"}
     expected = [
         ("hami_gpu_memory_limit_bytes", DEVICE, 40_000 * MIB),
@@ -57,8 +57,8 @@ async def test_every_gauge_of_a_device_and_of_its_pod(
         ("hami_gpu_core_allocated_ratio", DEVICE, 30),
         ("hami_node_gpu_overview", {**cores, "device_memory_limit": "40000"}, 11_000 * MIB),
         ("hami_node_gpu_memory_allocated_ratio", DEVICE, 0.275),
-        ("hami_vgpu_memory_allocated_bytes", CONTAINER, 10_000 * MIB),
-        ("hami_vgpu_core_allocated_ratio", CONTAINER, 30),
+        ("hami_vgpu_memory_allocated_bytes", container, 10_000 * MIB),
+        ("hami_vgpu_core_allocated_ratio", container, 30),
         ("hami_reservations", {"state": "confirmed"}, 1),
         ("hami_reservations", {"state": "held"}, 1),
     ]

@@ -194,7 +194,7 @@ async def test_keys_are_read_in_any_letter_case(server: ApiServer, configure: Co
             "/bind",
             {
                 "podname": "p",
-                "PODNAMESPACE": "default",
+                "PODNAMESPACE": pod["metadata"]["namespace"],
                 "podUid": pod["metadata"]["uid"],
                 "node": "n0",
             },
@@ -344,6 +344,7 @@ async def test_unknown_path_and_wrong_method_are_https_own_errors(
             assert response.status == 405
 
 
+@pytest.mark.faults
 async def test_before_the_sync_questions_are_refused_and_admission_works(
     server: ApiServer, configure: Configure
 ) -> None:

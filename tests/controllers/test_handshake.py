@@ -27,8 +27,11 @@ from hami.kube.resources import NODES
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
 from tests.support.builders import VENDORS
+from tests.support.cluster import sandbox_only
 from tests.support.controller import node_object, settings_for
 from tests.support.kube import eventually, following, value_of
+
+pytestmark = sandbox_only("needs a Node that nobody else writes to, versions and all")
 
 KEY = NVIDIA.handshake_key
 NOW = datetime(2026, 8, 21, 7, 15, 4, tzinfo=UTC)
@@ -172,6 +175,7 @@ async def test_question_whose_time_cannot_be_read_is_an_open_one(scene: Any, val
         assert not s.healthy
 
 
+@pytest.mark.faults
 async def test_node_that_cannot_be_written_is_left_for_a_while(scene: Any) -> None:
     async with scene() as s:
         s.server.faults.add(Fault(verb="patch", resource="nodes", status=403, times=1))
@@ -182,6 +186,7 @@ async def test_node_that_cannot_be_written_is_left_for_a_while(scene: Any) -> No
         assert value_of(s.counters.handshakes, "failed") == 1
 
 
+@pytest.mark.faults
 async def test_node_that_changed_meanwhile_is_asked_in_the_next_round(scene: Any) -> None:
     async with scene() as s:
         s.server.faults.add(Fault(verb="patch", resource="nodes", status=409, times=1))

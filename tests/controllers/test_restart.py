@@ -153,6 +153,7 @@ async def test_pod_in_flight_holds_back_its_twin_over_a_restart(
         assert "its twins" in await controller.bind(twin, "n0")
 
 
+@pytest.mark.faults
 async def test_orderly_stop_finishes_the_bind_under_way(
     server: ApiServer, configure: Configure, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ async def test_orderly_stop_finishes_the_bind_under_way(
     assert events == {"BindingSucceed"}, "what was left to say was said before the end"
 
 
+@pytest.mark.faults
 async def test_stop_during_the_first_list_is_orderly(
     server: ApiServer, configure: Configure, tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ async def test_stop_during_the_first_list_is_orderly(
         assert await process.wait() == 0
 
 
+@pytest.mark.faults
 async def test_api_server_that_never_answers_ends_the_start(
     server: ApiServer, configure: Configure, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from hami.config import Settings
 from hami.controllers.certificates import pair_of
 from hami.errors import ConfigError
 from hami.sandbox.apiserver import ApiServer
+from tests.support.cluster import sandbox_only
 from tests.support.controller import Controller, pod_object, running
 from tests.support.kube import until
 
@@ -67,6 +68,7 @@ async def serial_of(controller: Controller) -> str:
     return serial
 
 
+@sandbox_only("needs an API server that reaches the controller on this machine's loopback")
 async def test_api_server_has_pods_admitted_over_tls(
     server: ApiServer, configure: Configure, issuer: Issuer
 ) -> None:
