@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -113,7 +113,7 @@ class PluginEndpoint:
         except TimeoutError as error:
             raise PluginError(f"failed to dial device plugin after {seconds:.0f} s") from error
         self.options = await self._call(
-            "GetDevicePluginOptions", self._stub.GetDevicePluginOptions(Empty(), timeout=seconds)
+            "GetDevicePluginOptions", self._stub.GetDevicePluginOptions, Empty(), seconds=seconds
         )
 
     async def follow(self, events: PluginEvents) -> None:
@@ -160,7 +160,9 @@ class PluginEndpoint:
         try:
             response = await self._call(
                 "GetPreferredAllocation",
-                self._stub.GetPreferredAllocation(request, timeout=seconds),
+                self._stub.GetPreferredAllocation,
+                request,
+                seconds=seconds,
             )
         except PluginError as error:
             raise PluginError(
@@ -179,7 +181,7 @@ class PluginEndpoint:
             container_requests=[ContainerAllocateRequest(devices_ids=devices)]
         )
         seconds = self._settings.plugin_call_seconds
-        response = await self._call("Allocate", self._stub.Allocate(request, timeout=seconds))
+        response = await self._call("Allocate", self._stub.Allocate, request, seconds=seconds)
         if not response.container_responses:
             raise PluginError("no containers return in allocation response")
         return cast(ContainerAllocateResponse, response.container_responses[0])
@@ -194,21 +196,31 @@ class PluginEndpoint:
         seconds = self._settings.pre_start_seconds
         try:
             await self._call(
-                "PreStartContainer", self._stub.PreStartContainer(request, timeout=seconds)
+                "PreStartContainer", self._stub.PreStartContainer, request, seconds=seconds
             )
         except PluginError as error:
             raise PluginError(
                 f"device plugin PreStartContainer rpc failed with err: {error}"
             ) from error
 
-    async def _call(self, what: str, call: Awaitable[T]) -> T:
+    async def _call(
+        self,
+        what: str,
+        method: Callable[..., Awaitable[Any]],
+        request: object,
+        *,
+        seconds: float,
+    ) -> Any:  # noqa: ANN401 - the method's own answer
         try:
-            return await _answer(call)
-        except PluginError as error:
+            return await _answer(method(request, timeout=seconds))
+        except (PluginError, grpc.aio.UsageError) as error:
             log.warning(
                 "device_plugin_refused", call=what, resource=self.resource, error=str(error)
             )
-            raise
+            if isinstance(error, PluginError):
+                raise
+            # hung up between the endpoint's being looked up and this call
+            raise PluginError(f"endpoint of {self.resource} is gone: {error}") from error
 
 
 class PluginServer(RegistrationServicer):
