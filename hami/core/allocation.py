@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hami.core.device import DeviceUuid, Role, VendorName
+from hami.core.device import DeviceUuid, MigPlacement, Role, VendorName
 from hami.core.quantity import MiB, Percent
 
 
@@ -36,6 +36,31 @@ class ContainerDevice:
 
 Containers = tuple[tuple[ContainerDevice, ...], ...]
 """For each container of the pod, in container order, its devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigInstance:
+    """The instance that an agent made for a reservation."""
+
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigReservation:
+    """Where the instance stands that a device of a container is."""
+
+    container: int
+    """Position of the container in its pod, init containers first."""
+    device: int
+    """Position among the container's devices."""
+    uuid: DeviceUuid
+    """Of the whole device."""
+    profile: str
+    placement: MigPlacement
+    instance: MigInstance | None = None
+    """None until the agent has made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""Annotations and their meaning: the only file that knows the wire formats.
+"""Annotations and their meaning: only the ``codec`` files know the wire formats.
 
-Sources: HAMi's protocol as summarised in ``docs/protocol.md``. Writers are exact; readers are
-tolerant where the protocol is (extra fields, trailing segments, letter case of JSON keys) and raise
-CodecError where it is not, so that a caller skips one object and goes on with the others.
+MIG reservations are in ``codec_mig``, pair scores in ``codec_links``. Sources: HAMi's protocol as
+summarised in ``docs/protocol.md``. Writers are exact; readers are tolerant where the protocol is
+(extra fields, trailing segments, letter case of JSON keys) and raise CodecError where it is not, so
+that a caller skips one object and goes on with the others.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from hami.core import wire
 from hami.core.allocation import ContainerDevice, Containers
 from hami.core.device import (
     MODE_SHARED,
@@ -25,6 +26,8 @@ from hami.core.device import (
     VendorName,
 )
 from hami.core.quantity import MAX_INT32, MiB, Percent
+from hami.core.wire import bounded as _bounded
+from hami.core.wire import shown as _shown
 from hami.errors import CodecError
 
 NODE_KEY: Final = "hami.io/vgpu-node"
@@ -45,6 +48,11 @@ MAX_DEVICES: Final = 128
 
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+MAX_MIG_PROFILES: Final = 32
+"""Of one device; the largest real ones have about a dozen."""
+MAX_MIG_PLACEMENTS: Final = 64
+"""Of one profile. Those outside of a device's slices are read, and ignored by ``mig``."""
+
 _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
@@ -136,7 +144,7 @@ class _WireDevice(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
 
 _WIRE_DEVICES: Final = msgspec.json.Decoder(list[_WireDevice])
-_INNER_SHAPES: Final[dict[type[msgspec.Struct], dict[str, type[msgspec.Struct]]]] = {
+_INNER_SHAPES: Final[wire.Inner] = {
     _WireDevice: {"migProfiles": _WireMigProfile},
     _WireMigProfile: {"placements": _WireMigPlacement},
 }
@@ -170,10 +178,7 @@ def encode_register(devices: Iterable[Device]) -> str:
         )
         for d in devices
     ]
-    text = msgspec.json.encode(rows).decode()
-    for character, escape in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
-        text = text.replace(character, escape)
-    return text
+    return wire.encode(rows)
 
 
 def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
@@ -219,23 +224,28 @@ def _decode_register_json(text: str, vendor: VendorName) -> tuple[Device, ...]:
             numa=_bounded(max(row.numa, 0), "numa"),
             mode=row.mode,
             healthy=row.health,
-            mig_profiles=tuple(
-                MigProfile(
-                    name=p.name,
-                    memory=MiB(_bounded(p.memorymb, "memoryMB")),
-                    cores=Percent(_bounded(p.core, "core")),
-                    slices=_bounded(p.slicecount, "sliceCount"),
-                    placements=tuple(
-                        MigPlacement(
-                            start=_bounded(at.start, "start"), size=_bounded(at.size, "size")
-                        )
-                        for at in p.placements
-                    ),
-                )
-                for p in row.migprofiles
-            ),
+            mig_profiles=_decode_mig_profiles(row.migprofiles),
         )
         for row in rows
+    )
+
+
+def _decode_mig_profiles(profiles: Sequence[_WireMigProfile]) -> tuple[MigProfile, ...]:
+    _bounded(len(profiles), "number of migProfiles", highest=MAX_MIG_PROFILES)
+    for profile in profiles:
+        _bounded(len(profile.placements), "number of placements", highest=MAX_MIG_PLACEMENTS)
+    return tuple(
+        MigProfile(
+            name=p.name,
+            memory=MiB(_bounded(p.memorymb, "memoryMB")),
+            cores=Percent(_bounded(p.core, "core")),
+            slices=_bounded(p.slicecount, "sliceCount"),
+            placements=tuple(
+                MigPlacement(start=_bounded(at.start, "start"), size=_bounded(at.size, "size"))
+                for at in p.placements
+            ),
+        )
+        for p in profiles
     )
 
 
@@ -245,36 +255,12 @@ def _decode_tolerantly(text: str) -> list[_WireDevice]:
         tree = msgspec.json.decode(text)
         if not isinstance(tree, list):
             raise CodecError(f"expected a JSON array of devices, met {type(tree).__name__}")
-        return [msgspec.convert(_spell(row, _WireDevice), _WireDevice) for row in tree]
+        return [
+            msgspec.convert(wire.spell(row, _WireDevice, _INNER_SHAPES), _WireDevice)
+            for row in tree
+        ]
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise CodecError(f"device inventory: {error}") from error
-
-
-def _spell(value: object, shape: type[msgspec.Struct]) -> Any:  # noqa: ANN401 - raw JSON
-    """The object with its keys in the spelling of ``shape``, without others; null is absent.
-
-    Readers match keys in any letter case, so this stands before the strict conversion.
-    """
-    if not isinstance(value, dict):
-        return value
-    names = _spellings(shape)
-    inner_shapes = _INNER_SHAPES.get(shape, {})
-    spelled: dict[str, object] = {}
-    for key, inner in value.items():
-        name = names.get(key.lower())
-        if name is None:
-            continue
-        if name in inner_shapes and isinstance(inner, list):
-            spelled[name] = [_spell(item, inner_shapes[name]) for item in inner]
-        elif inner is not None:
-            spelled[name] = inner
-    return spelled
-
-
-@cache
-def _spellings(shape: type[msgspec.Struct]) -> dict[str, str]:
-    """Each key of ``shape`` by its lower-cased form; once a shape, for msgspec tells it slowly."""
-    return {f.encode_name.lower(): f.encode_name for f in msgspec.structs.fields(shape)}
 
 
 def _decode_register_text(text: str, vendor: VendorName) -> tuple[Device, ...]:
@@ -380,14 +366,3 @@ def _integer(text: str, what: str) -> int:
 
 def _natural(text: str, what: str) -> int:
     return _bounded(_integer(text, what), what)
-
-
-def _bounded(number: int, what: str) -> int:
-    if not 0 <= number <= MAX_INT32:
-        raise CodecError(f"{what}: expected 0 to {MAX_INT32}, met {number}")
-    return number
-
-
-def _shown(text: str) -> str:
-    """The text for a message, cut: annotations may be long."""
-    return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
