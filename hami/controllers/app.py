@@ -112,7 +112,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
     placer = Placer(cache.table)
     defaults = Defaults(
-        node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy(own.device_policy)
+        node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
     )
     binder = Binder(
         PodWriter(client, vendors=vendors),

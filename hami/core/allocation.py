@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hami.core import mig
 from hami.core.device import DeviceUuid, MigPlacement, Role, VendorName
 from hami.core.quantity import MiB, Percent
 
@@ -25,6 +26,25 @@ class BindPhase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigInstance:
+    """The instance that an agent made for a reservation."""
+
+    uuid: str
+    gpu_instance: int
+    compute_instance: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigShare:
+    """The part of a device that is partitioned in hardware."""
+
+    profile: str
+    placement: MigPlacement
+    instance: MigInstance | None = None
+    """None until the agent has made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerDevice:
     """One device, or a share of it, given to one container."""
 
@@ -32,19 +52,12 @@ class ContainerDevice:
     vendor: VendorName
     memory: MiB
     cores: Percent
+    mig: MigShare | None = None
+    """The part of the device, where it is partitioned in hardware."""
 
 
 Containers = tuple[tuple[ContainerDevice, ...], ...]
 """For each container of the pod, in container order, its devices."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigInstance:
-    """The instance that an agent made for a reservation."""
-
-    uuid: str
-    gpu_instance: int
-    compute_instance: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +70,7 @@ class MigReservation:
     """Position among the container's devices."""
     uuid: DeviceUuid
     """Of the whole device."""
-    profile: str
-    placement: MigPlacement
-    instance: MigInstance | None = None
-    """None until the agent has made it."""
+    share: MigShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class Allocation:
     containers: Containers
     roles: tuple[Role, ...]
     """Of each container, in the same order; containers beyond count as app containers."""
+    unmatched: tuple[MigReservation, ...] = ()
+    """MIG reservations of the record that belong to none of its devices; they hold their slices."""
 
     @property
     def pod(self) -> str:
@@ -82,7 +94,11 @@ class Allocation:
 
     def charges(self, *, init_done: bool = False) -> dict[DeviceUuid, Charge]:
         """What the pod occupies on each device; without its init containers once they are done."""
-        return peak(self.containers, self.roles, init_done=init_done)
+        charges = peak(self.containers, self.roles, init_done=init_done)
+        for reservation in self.unmatched:
+            held = Charge(mig=mig.counters_of(reservation.share.placement))
+            charges[reservation.uuid] = charges.get(reservation.uuid, Charge()) + held
+        return charges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +110,8 @@ class Charge:
     """MiB."""
     cores: int = 0
     """Percent."""
+    mig: int = 0
+    """Holders of each MIG slice, packed as ``hami.core.mig`` says."""
 
     def __add__(self, other: Charge) -> Charge:
         """Both at the same time."""
@@ -101,6 +119,7 @@ class Charge:
             slots=self.slots + other.slots,
             memory=self.memory + other.memory,
             cores=self.cores + other.cores,
+            mig=self.mig + other.mig,
         )
 
     def __or__(self, other: Charge) -> Charge:
@@ -109,6 +128,7 @@ class Charge:
             slots=max(self.slots, other.slots),
             memory=max(self.memory, other.memory),
             cores=max(self.cores, other.cores),
+            mig=mig.maximum(self.mig, other.mig),
         )
 
 
@@ -142,5 +162,10 @@ def peak(
 def _sum(devices: Iterable[ContainerDevice]) -> Mapping[DeviceUuid, Charge]:
     total: dict[DeviceUuid, Charge] = defaultdict(Charge)
     for device in devices:
-        total[device.uuid] += Charge(slots=1, memory=device.memory, cores=device.cores)
+        total[device.uuid] += _charge(device)
     return total
+
+
+def _charge(device: ContainerDevice) -> Charge:
+    held = 0 if device.mig is None else mig.counters_of(device.mig.placement)
+    return Charge(slots=1, memory=device.memory, cores=device.cores, mig=held)

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from hami.core import wire
-from hami.core.allocation import MigInstance, MigReservation
+from hami.core.allocation import MigInstance, MigReservation, MigShare
 from hami.core.device import DeviceUuid, MigPlacement
 from hami.core.wire import bounded
 from hami.errors import CodecError
@@ -52,11 +52,13 @@ def encode_mig_reservations(reservations: Iterable[MigReservation]) -> str:
                 container=r.container,
                 device=r.device,
                 uuid=r.uuid,
-                profile=r.profile,
-                placement=_WirePlacement(start=r.placement.start, size=r.placement.size),
-                instance=r.instance.uuid if r.instance else "",
-                gpu_instance=r.instance.gpu_instance if r.instance else None,
-                compute_instance=r.instance.compute_instance if r.instance else None,
+                profile=r.share.profile,
+                placement=_WirePlacement(
+                    start=r.share.placement.start, size=r.share.placement.size
+                ),
+                instance=r.share.instance.uuid if r.share.instance else "",
+                gpu_instance=r.share.instance.gpu_instance if r.share.instance else None,
+                compute_instance=r.share.instance.compute_instance if r.share.instance else None,
             )
             for r in reservations
         ]
@@ -104,9 +106,11 @@ def _reservation(row: _WireReservation) -> MigReservation:
         container=bounded(row.container, "containerIndex"),
         device=bounded(row.device, "deviceIndex"),
         uuid=DeviceUuid(row.uuid),
-        profile=row.profile,
-        placement=MigPlacement(start=start, size=size),
-        instance=_instance(row),
+        share=MigShare(
+            profile=row.profile,
+            placement=MigPlacement(start=start, size=size),
+            instance=_instance(row),
+        ),
     )
 
 

@@ -7,9 +7,9 @@ annotations (see ``codec``) or rules (see ``fit``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, NewType
+from typing import ClassVar, Final, NewType
 
 from hami.core.quantity import MiB, Percent
 
@@ -101,12 +101,88 @@ class NodePolicy(StrEnum):
     SPREAD = "spread"
 
 
-class DevicePolicy(StrEnum):
-    """Which device of a node is preferred."""
+class SortKey(StrEnum):
+    """One thing by which devices are put in order of preference."""
 
-    BINPACK = "binpack"
-    SPREAD = "spread"
-    MUTEX = "mutex"
+    FULLEST = "fullest"
+    """Highest score first."""
+    EMPTIEST = "emptiest"
+    """Lowest score first."""
+    HIGH_NUMA = "high-numa"
+    LOW_NUMA = "low-numa"
+    FEWEST = "fewest"
+    """Fewest containers first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePolicy:
+    """Which device of a node is preferred, and which are not taken at all.
+
+    ``parse`` reads the annotation's words. What remains equal is decided by index, then uuid, the
+    higher first.
+    """
+
+    BINPACK: ClassVar[DevicePolicy]
+    SPREAD: ClassVar[DevicePolicy]
+    MUTEX: ClassVar[DevicePolicy]
+    NUMA: ClassVar[DevicePolicy]
+    TOPOLOGY: ClassVar[DevicePolicy]
+
+    keys: tuple[SortKey, ...]
+    mutex: bool = False
+    """Only devices that nobody uses."""
+    topology: bool = False
+    """The set of devices with the best links; one device alone: the one with the worst."""
+
+    @staticmethod
+    def parse(text: str) -> DevicePolicy:
+        """The policy of a word, or of several with commas between them. Never fails.
+
+        A word that stands alone has a preference for NUMA nodes of its own; in a list, ``binpack``,
+        ``spread`` and ``numa`` are sort keys in the given order. ``mutex`` and ``topology-aware``
+        narrow the choice wherever they stand. What names no sort key means ``spread``.
+        """
+        words = [word.strip() for word in text.split(",")]
+        if len(words) == 1:
+            return _LONE_POLICIES.get(words[0], DevicePolicy.SPREAD)
+        keys = dict.fromkeys(_LIST_KEYS[word] for word in words if word in _LIST_KEYS)
+        return DevicePolicy(
+            keys=tuple(keys) or (SortKey.EMPTIEST,),
+            mutex="mutex" in words,
+            topology="topology-aware" in words,
+        )
+
+    def bound_to_numa(self) -> DevicePolicy:
+        """The same where all of a container's devices must be of one NUMA node.
+
+        Which NUMA node is then decided first, by the policy: packing begins at the lowest.
+        """
+        if self == DevicePolicy.BINPACK:
+            return replace(self, keys=(SortKey.LOW_NUMA, SortKey.FULLEST))
+        if self.keys[0] in {SortKey.HIGH_NUMA, SortKey.FEWEST}:
+            return self
+        others = (key for key in self.keys if key is not SortKey.HIGH_NUMA)
+        return replace(self, keys=(SortKey.HIGH_NUMA, *others))
+
+
+DevicePolicy.BINPACK = DevicePolicy(keys=(SortKey.FULLEST, SortKey.HIGH_NUMA))
+DevicePolicy.SPREAD = DevicePolicy(keys=(SortKey.EMPTIEST, SortKey.HIGH_NUMA))
+DevicePolicy.MUTEX = DevicePolicy(keys=(SortKey.FEWEST, SortKey.HIGH_NUMA), mutex=True)
+DevicePolicy.NUMA = DevicePolicy(keys=(SortKey.HIGH_NUMA,))
+DevicePolicy.TOPOLOGY = replace(DevicePolicy.SPREAD, topology=True)
+
+_LONE_POLICIES: Final = {
+    "binpack": DevicePolicy.BINPACK,
+    "spread": DevicePolicy.SPREAD,
+    "mutex": DevicePolicy.MUTEX,
+    "numa": DevicePolicy.NUMA,
+    "topology-aware": DevicePolicy.TOPOLOGY,
+}
+_LIST_KEYS: Final = {
+    "binpack": SortKey.FULLEST,
+    "spread": SortKey.EMPTIEST,
+    "numa": SortKey.HIGH_NUMA,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +224,11 @@ class PodRequest:
     def empty(self) -> bool:
         """Whether no container asks for any device."""
         return not any(container.requests for container in self.containers)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Of each container."""
+        return tuple(container.role for container in self.containers)
 
     def selection(self, vendor: VendorName) -> Selection:
         """What the pod accepts of this vendor."""

@@ -7,25 +7,26 @@ in the order in which they run and takes devices for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from hami.core import score
+from hami.core import score, topology
 from hami.core.device import (
-    MODE_MIG,
     ContainerRequest,
-    DevicePolicy,
     DeviceRequest,
     PodRequest,
     Role,
     Selection,
+    SortKey,
+    VendorName,
 )
-from hami.core.table import Bools, Columns, Ints, Snapshot
-from hami.core.verdict import Reason, Unit
+from hami.core.instances import Demand
+from hami.core.table import Bools, Columns, Floats, Ints, Snapshot
+from hami.core.verdict import PERMANENT, Reason, Unit
 
 FITS: Final = 0
 """Code of a device that passes every rule; the others are 1 + the rule's position."""
@@ -49,6 +50,16 @@ class Question:
     """MiB that this request takes of each device."""
 
     @property
+    def mig(self) -> Demand:
+        """The same request, put to the devices that are partitioned in hardware."""
+        return Demand(
+            table=self.snapshot.table,
+            columns=self.columns,
+            memory=self.memory,
+            cores=int(self.request.cores),
+        )
+
+    @property
     def exclusive(self) -> bool:
         """Whether the request wants a whole device's compute."""
         return self.request.cores == 100
@@ -63,6 +74,8 @@ class Rule:
 
     reason: Reason
     fails: Failing
+    shared_only: bool = False
+    """Whether devices partitioned in hardware are exempt, for their slices say all."""
     lack: Callable[[Question], tuple[Ints | int, Ints | int]] | None = None
     unit: Unit = Unit.NONE
 
@@ -92,16 +105,9 @@ def _wrong_uuid(q: Question) -> Bools | bool:
 def _at(snapshot: Snapshot, uuids: frozenset[str]) -> Bools:
     """True at the places of these devices."""
     marks = np.zeros(snapshot.columns.present.shape, np.bool_)
-    here = {int(row): i for i, row in enumerate(snapshot.rows)}
     for row, column in snapshot.table.places(uuids):
-        if row in here:
-            marks[here[row], column] = True
+        marks[snapshot.rows == row, column] = True
     return marks
-
-
-def _in_mode(q: Question, mode: str) -> Bools:
-    same: Bools = q.columns.mode == q.snapshot.table.words.number(mode)
-    return same
 
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -117,16 +123,18 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         reason=Reason.NOT_ALONE,
-        fails=lambda q: (q.pod.device_policy is DevicePolicy.MUTEX) & (q.columns.used_slots > 0),
+        fails=lambda q: q.pod.device_policy.mutex & (q.columns.used_slots > 0),
     ),
     Rule(
         reason=Reason.MEMORY,
+        shared_only=True,
         fails=lambda q: q.columns.memory - q.columns.used_memory < q.memory,
         lack=lambda q: (q.memory, np.maximum(q.columns.memory - q.columns.used_memory, 0)),
         unit=Unit.MIB,
     ),
     Rule(
         reason=Reason.CORES,
+        shared_only=True,
         fails=lambda q: q.columns.cores - q.columns.used_cores < q.request.cores,
         lack=lambda q: (
             int(q.request.cores),
@@ -136,17 +144,19 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         reason=Reason.NOT_ALONE,
+        shared_only=True,
         fails=lambda q: q.exclusive & (q.columns.cores == 100) & (q.columns.used_slots > 0),
     ),
     Rule(
         reason=Reason.CORES_EXHAUSTED,
+        shared_only=True,
         fails=lambda q: (
             (q.request.cores == 0)
             & (q.columns.cores > 0)
             & (q.columns.used_cores >= q.columns.cores)
         ),
     ),
-    Rule(reason=Reason.MIG, fails=lambda q: _in_mode(q, MODE_MIG)),
+    Rule(reason=Reason.MIG, fails=lambda q: q.mig.devices & (q.mig.capacity() == 0)),
 )
 
 
@@ -163,9 +173,14 @@ def ask(
         memory=demanded_memory(columns, request),
     )
     candidates = columns.present & (columns.vendor == snapshot.table.words.number(request.vendor))
+    partitioned = question.mig.devices
+    some_shared = None if not partitioned.any() else ~partitioned
     codes = np.full(columns.present.shape, FITS, np.uint8)
     for code, rule in reversed(tuple(enumerate(RULES, start=1))):
-        np.copyto(codes, np.uint8(code), where=rule.fails(question))
+        failing = rule.fails(question)
+        if rule.shared_only and some_shared is not None:
+            failing = failing & some_shared
+        np.copyto(codes, np.uint8(code), where=failing)
     np.copyto(codes, np.uint8(ABSENT), where=~candidates)
     return question, codes
 
@@ -184,8 +199,10 @@ class Step:
     position: int
     """Of the container in its pod."""
     question: Question
-    taken: Bools
-    """Marks of the devices taken on each node; none on a node that the pod does not fit."""
+    taken: Ints
+    """How often each device is taken; nowhere on a node that the pod does not fit."""
+    order: Ints | None
+    """Each node's columns in order of preference; None where nobody wanted to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +217,10 @@ class Placement:
     """Number of the step that found too few devices; -1 where all did."""
     codes: Codes
     """Of that step (see ``ask``); 0 where all found enough."""
+    misses: Floats
+    """How far each node is from holding the pod (see ``_miss``); 0 where it does."""
+    memory: Mapping[VendorName, Ints]
+    """MiB of each vendor that the pod takes at most at one time, as quotas count."""
 
 
 def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placement:
@@ -216,6 +237,8 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
     feasible = np.ones(snapshot.columns.present.shape[0], np.bool_)
     failed_step = np.full(feasible.shape, -1, np.int64)
     all_codes = np.full(snapshot.columns.present.shape, FITS, np.uint8)
+    misses = np.zeros(feasible.shape, np.float64)
+    sums = _Sums(len(feasible))
     asked = [
         (position, container, request)
         for position, container in enumerate(pod.containers)
@@ -225,32 +248,59 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
     running = snapshot.columns
     for position, container, request in asked:
         question, codes = ask(snapshot, running, pod, request)
-        fits = codes == FITS
-        eligible = _same_numa(running, fits, request.count) if pod.numa_bind else fits
-        enough = eligible.sum(axis=1) >= request.count
+        units = _units(question, codes)
+        if pod.numa_bind:
+            units = _same_numa(running, units, pod, request.count)
+        enough = units.sum(axis=1) >= request.count
         failed = feasible & ~enough
-        failed_step[failed] = len(steps)
-        all_codes[failed] = codes[failed]
+        if failed.any():
+            failed_step[failed] = len(steps)
+            all_codes[failed] = codes[failed]
+            misses[failed] = _miss(question, codes)[failed]
         feasible &= enough
         stays = container.role is not Role.INIT
-        taken = np.zeros_like(eligible)
+        sums.add(request, np.where(units > 0, question.memory, 0).max(axis=1), stays=stays)
+        taken, order = np.zeros_like(units), None
         if need_devices or (stays and _asked_again(request, asked[len(steps) + 1 :])):
-            order = score.device_order(
-                question.columns,
-                eligible,
-                pod=pod,
-                memory=question.memory,
-                cores=request.cores,
-            )
-            taken = _first(eligible, order, request.count) & feasible[:, np.newaxis]
-        steps.append(Step(position=position, question=question, taken=taken))
+            taken, order = _take(question, units)
+            taken = taken * feasible[:, np.newaxis]
+        steps.append(Step(position=position, question=question, taken=taken, order=order))
         if not feasible.any():
             break
         if stays and len(steps) < len(asked):
             running = _with(running, taken, question)
     return Placement(
-        feasible=feasible, steps=tuple(steps), failed_step=failed_step, codes=all_codes
+        feasible=feasible,
+        steps=tuple(steps),
+        failed_step=failed_step,
+        codes=all_codes,
+        misses=misses,
+        memory=sums.peaks,
     )
+
+
+class _Sums:
+    """What a pod takes of each vendor's memory at most at one time, node by node."""
+
+    def __init__(self, nodes: int) -> None:
+        self._nothing = np.zeros(nodes, np.int64)
+        self._running: dict[VendorName, Ints] = {}
+        self.peaks: dict[VendorName, Ints] = {}
+
+    def add(self, request: DeviceRequest, largest: Ints, *, stays: bool) -> None:
+        """Count a container's request.
+
+        Args:
+            request: What it asks.
+            largest: MiB that it would take of the node's largest device that may serve it.
+            stays: Whether it runs beside all that come after it.
+        """
+        vendor = request.vendor
+        own = largest if not request.memory else np.full_like(self._nothing, request.memory)
+        beside = self._running.get(vendor, self._nothing) + own * request.count
+        self.peaks[vendor] = np.maximum(self.peaks.get(vendor, self._nothing), beside)
+        if stays:
+            self._running[vendor] = beside
 
 
 def _asked_again(
@@ -260,31 +310,123 @@ def _asked_again(
     return any(other.vendor == request.vendor for _, _, other in later)
 
 
-def _first(eligible: Bools, order: Ints, count: int) -> Bools:
-    """Marks of the first ``count`` eligible devices of each node in the given order."""
-    in_order = np.take_along_axis(eligible, order, axis=1)
-    chosen = in_order & (np.cumsum(in_order, axis=1) <= count)
-    marks = np.zeros_like(eligible)
-    np.put_along_axis(marks, order, chosen, axis=1)
-    return marks
+def _units(question: Question, codes: Codes) -> Ints:
+    """How often each device may be taken: once, or once for each MIG instance it can give."""
+    fits = codes == FITS
+    demand = question.mig
+    partitioned = fits & demand.devices
+    if not partitioned.any():
+        whole: Ints = fits.astype(np.int64)
+        return whole
+    c = question.columns
+    instances = np.minimum(demand.capacity(), np.maximum(c.slots - c.used_slots, 0))
+    units: Ints = np.where(partitioned, instances, fits)
+    return units
 
 
-def _same_numa(columns: Columns, fits: Bools, count: int) -> Bools:
-    """The eligible devices of the lowest NUMA node that has enough of them."""
-    result = np.zeros_like(fits)
-    undecided = np.ones(fits.shape[0], np.bool_)
-    for numa in np.unique(columns.numa[fits]):
-        here = fits & (columns.numa == numa)
+def _take(question: Question, units: Ints) -> tuple[Ints, Ints]:
+    """How often each device is taken on each node, and the order in which they were tried."""
+    demand = question.mig
+    order = score.device_order(
+        question.columns,
+        units > 0,
+        pod=question.pod,
+        memory=question.memory,
+        cores=question.request.cores,
+        stranded=demand.stranded() if demand.devices.any() else None,
+    )
+    count = question.request.count
+    taken = _first(units, order, count)
+    if question.pod.device_policy.topology:
+        _relink(question.snapshot, taken, units, order, count)
+    return taken, order
+
+
+def _first(units: Ints, order: Ints, count: int) -> Ints:
+    """The first ``count`` units of each node in the given order."""
+    in_order = np.take_along_axis(units, order, axis=1)
+    before = np.cumsum(in_order, axis=1) - in_order
+    chosen = np.clip(count - before, 0, in_order)
+    taken = np.zeros_like(units)
+    np.put_along_axis(taken, order, chosen, axis=1)
+    return taken
+
+
+def _relink(snapshot: Snapshot, taken: Ints, units: Ints, order: Ints, count: int) -> None:
+    """On nodes whose links are known, take the best linked set instead of the first devices.
+
+    Nodes alike in links and in what may be taken share one search.
+    """
+    known: dict[tuple[bytes, tuple[int, ...]], tuple[int, ...]] = {}
+    for i, row in enumerate(snapshot.rows.tolist()):
+        links = snapshot.table.links_of_row(row)
+        candidates = tuple(column for column in order[i].tolist() if units[i, column])
+        if links is None or len(candidates) <= count:
+            continue
+        key = links.tobytes(), candidates
+        if key not in known:
+            known[key] = topology.choose_set(links, candidates, count)
+        taken[i] = 0
+        taken[i, list(known[key])] = 1
+
+
+def _same_numa(columns: Columns, units: Ints, pod: PodRequest, count: int) -> Ints:
+    """What may be taken on one NUMA node: the first that has enough, in the policy's order."""
+    result: Ints = np.zeros_like(units)
+    undecided = np.ones(units.shape[0], np.bool_)
+    low_first = pod.device_policy.bound_to_numa().keys[0] is SortKey.LOW_NUMA
+    numas = np.unique(columns.numa[units > 0])
+    for numa in numas if low_first else numas[::-1]:
+        here = np.where(columns.numa == numa, units, 0)
         chosen = undecided & (here.sum(axis=1) >= count)
         result[chosen] = here[chosen]
         undecided &= ~chosen
     return result
 
 
-def _with(columns: Columns, taken: Bools, question: Question) -> Columns:
+def with_taken(columns: Columns, step: Step) -> Columns:
+    """The columns after a step, beside whatever else has been taken."""
+    return _with(columns, step.taken, replace(step.question, columns=columns))
+
+
+def _with(columns: Columns, taken: Ints, question: Question) -> Columns:
+    """The columns after the request has taken these."""
+    demand = question.mig
+    partitioned = demand.devices
+    instances = np.where(partitioned, taken, 0)
+    if instances.any():
+        columns = demand.with_taken(instances)
+        taken = np.where(partitioned, 0, taken)
     return replace(
         columns,
         used_slots=columns.used_slots + taken,
         used_memory=columns.used_memory + taken * question.memory,
         used_cores=columns.used_cores + taken * int(question.request.cores),
     )
+
+
+_HOPELESS: Final = 10.0
+_MISSING: Final = 100.0
+
+
+def _miss(question: Question, codes: Codes) -> Floats:
+    """How far each node is from serving the request: the sum of what its nearest devices lack.
+
+    A lack counts as its share of what is needed, a rule that time may mend as 1, one that only
+    people can (health, cordon, selection) as 10, a device that is not there as 100.
+    """
+    cost = np.zeros(codes.shape, np.float64)
+    for code, rule in enumerate(RULES, start=1):
+        here = codes == code
+        if not here.any():
+            continue
+        if rule.lack is None:
+            cost[here] = _HOPELESS if rule.reason in PERMANENT else 1.0
+            continue
+        needed, free = (np.broadcast_to(value, codes.shape)[here] for value in rule.lack(question))
+        cost[here] = np.clip((needed - free) / np.maximum(needed, 1), 0.0, 1.0)
+    cost[codes == ABSENT] = _MISSING
+    count = question.request.count
+    absent = max(count - codes.shape[1], 0)
+    result: Floats = np.sort(cost, axis=1)[:, :count].sum(axis=1) + absent * _MISSING
+    return result

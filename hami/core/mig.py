@@ -13,9 +13,9 @@ smaller has room. Among its free placements the order of preference is:
 3. the most placements left for larger profiles, the largest first;
 4. HAMi's order: profiles named ``1g.`` or ``3g.`` from the highest start down, others upwards.
 
-Several records may name the same slice, though only one of them can be right. So the table keeps a
-counter for each slice, eight in one integer: adding and taking back records is plain ``+`` and
-``-``, in any order.
+Several records may name the same slice, though only one of them can be right. So who holds a device
+is counted for each slice, eight counters in one integer (wider than a machine word): adding and
+taking back records is plain ``+`` and ``-``, in any order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FULL: Final = MASKS - 1
 GEOMETRIES_KEPT: Final = 64
 PACKINGS_KEPT: Final = 512
 
-_DIGIT_BITS: Final = 7
+_DIGIT_BITS: Final = 32
 _DIGIT: Final = (1 << _DIGIT_BITS) - 1
 _SHIFTS: Final = tuple(_DIGIT_BITS * i for i in range(SLICES))
 ALL: Final = sum(1 << shift for shift in _SHIFTS)
@@ -64,16 +64,9 @@ def counters_of(placement: MigPlacement) -> int:
     return sum(1 << _SHIFTS[i] for i in range(first, last))
 
 
-def mask_of(counters: Ints) -> Ints:
-    """The mask of every element: the slices whose counter is not zero.
-
-    A counter holds 127 records. See ``once`` for what keeps a pod from adding more than one.
-    """
-    masks = np.zeros_like(counters)
-    if counters.any():
-        for i, shift in enumerate(_SHIFTS):
-            masks |= ((counters >> shift & _DIGIT) != 0).astype(np.int64) << i
-    return masks
+def mask_of(counters: int) -> int:
+    """The slices whose counter is not zero."""
+    return sum(1 << i for i, shift in enumerate(_SHIFTS) if counters >> shift & _DIGIT)
 
 
 def maximum(a: int, b: int) -> int:
@@ -81,11 +74,6 @@ def maximum(a: int, b: int) -> int:
     if a == b or not b:
         return a
     return sum(max(a >> shift & _DIGIT, b >> shift & _DIGIT) << shift for shift in _SHIFTS)
-
-
-def once(counters: int) -> int:
-    """Every counter at most 1: what a whole pod adds, however often its containers say a slice."""
-    return sum(1 << shift for shift in _SHIFTS if counters >> shift & _DIGIT)
 
 
 # -- geometry ----------------------------------------------------------------------------------
@@ -97,12 +85,6 @@ class Packing:
 
     options: tuple[Option | None, ...]
     """What ``Geometry.choose`` answers."""
-    counters: Ints
-    """What that occupies; 0 where there is no room. Likewise ``memory`` and ``cores``."""
-    memory: Ints
-    """MiB of the chosen profile, which is what the container gets."""
-    cores: Ints
-    """Percent."""
     capacity: Ints
     """How many times in a row there is room."""
 
@@ -208,9 +190,6 @@ class Geometry:
                     break
         return Packing(
             options=tuple(options),
-            counters=np.array([counters_of(o[1]) if o else 0 for o in options], np.int64),
-            memory=np.array([o[0].memory if o else 0 for o in options], np.int64),
-            cores=np.array([o[0].cores if o else 0 for o in options], np.int64),
             capacity=capacity,
         )
 

@@ -166,6 +166,19 @@ class NodeStatus(_Object, frozen=True, kw_only=True):
     allocatable: dict[str, str | int | float] | None = None
 
 
+class ResourceQuotaSpec(_Object, frozen=True, kw_only=True):
+    """What the quota allows."""
+
+    hard: dict[str, str | int | float] | None = None
+
+
+class ResourceQuota(_Object, frozen=True, kw_only=True):
+    """What the pods of a namespace may have together."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: ResourceQuotaSpec = ResourceQuotaSpec()
+
+
 class Node(_Object, frozen=True, kw_only=True):
     """A node."""
 

@@ -8,7 +8,7 @@ costs what changed since the one before. Nothing here awaits, so the table canno
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Final
@@ -16,9 +16,10 @@ from typing import Final
 import numpy as np
 
 from hami.core import fit, score
-from hami.core.allocation import ContainerDevice, Containers
-from hami.core.device import NodePolicy, PodRequest
+from hami.core.allocation import Allocation, ContainerDevice, Containers, MigShare
+from hami.core.device import NodePolicy, PodRequest, VendorName
 from hami.core.quantity import MiB
+from hami.core.quota import Kind, QuotaUse, Room, needs, use_of
 from hami.core.table import Bools, DeviceTable, Floats, Ints
 from hami.core.verdict import DeviceVerdict, NodeReason, Reason, Verdict, summary
 
@@ -63,6 +64,9 @@ class _Answer:
         self.generations: Ints = np.zeros(0, np.int64)
         self.feasible: Bools = np.zeros(0, np.bool_)
         self.scores: Floats = np.zeros(0, np.float64)
+        self.misses: Floats = np.zeros(0, np.float64)
+        self.memory: dict[VendorName, Ints] = {}
+        """MiB of each vendor that the pod takes on a node, as quotas count."""
         self.reasons: list[str] = []
 
     def grow(self, rows: int) -> None:
@@ -71,6 +75,11 @@ class _Answer:
             self.generations = np.concatenate([self.generations, np.full(missing, -1, np.int64)])
             self.feasible = np.concatenate([self.feasible, np.zeros(missing, np.bool_)])
             self.scores = np.concatenate([self.scores, np.zeros(missing)])
+            self.misses = np.concatenate([self.misses, np.zeros(missing)])
+            self.memory = {
+                vendor: np.concatenate([own, np.zeros(missing, np.int64)])
+                for vendor, own in self.memory.items()
+            }
             self.reasons += [""] * missing
 
 
@@ -81,10 +90,17 @@ class Placer:
         self._table = table
         self._answers: OrderedDict[PodRequest, _Answer] = OrderedDict()
 
-    def rank(self, request: PodRequest, nodes: Iterable[str]) -> Ranking:
+    def rank(
+        self, request: PodRequest, nodes: Iterable[str], *, room: Room | None = None
+    ) -> Ranking:
         """Which of these nodes fit, how much each is preferred, and why the others do not fit.
 
         Asked with the very tuple of the time before, it need not look the names up again.
+
+        Args:
+            request: What the pod asks.
+            nodes: By name.
+            room: What the pod's namespace may still take; None for anything.
         """
         names = tuple(nodes)
         answer = self._answer(request)
@@ -94,6 +110,10 @@ class Placer:
             names[i]: answer.reasons[row] if row >= 0 else NodeReason.UNREGISTERED.value
             for i, row in zip(np.flatnonzero(~fits).tolist(), rows[~fits].tolist(), strict=True)
         }
+        if room is not None:
+            over = fits & self._beyond(room, request, answer, rows)
+            failed |= dict.fromkeys(compress(names, over.tolist()), NodeReason.QUOTA.value)
+            fits &= ~over
         feasible = tuple(compress(names, fits.tolist())) if failed else names
         scores = answer.scores[rows[fits]]
         preference = -scores if request.node_policy is NodePolicy.SPREAD else scores
@@ -104,8 +124,10 @@ class Placer:
             best=_first_of_the_best(feasible, preference),
         )
 
-    def choose(self, request: PodRequest, node: str) -> Choice | Verdict:
-        """The devices a pod would get on a node now, or why it gets none."""
+    def choose(
+        self, request: PodRequest, node: str, *, room: Room | None = None
+    ) -> Choice | Verdict:
+        """The devices a pod would get on a node now, in order of choice, or why it gets none."""
         row = self._table.rows.get(node)
         if row is None:
             return Verdict(node=node)
@@ -113,23 +135,37 @@ class Placer:
         result = fit.place(snapshot, request, need_devices=True)
         if not result.feasible[0]:
             return _verdict(node, request, result)
-        containers: list[list[ContainerDevice]] = [[] for _ in request.containers]
-        for step in result.steps:
-            asked, memory = step.question.request, step.question.memory
-            containers[step.position] += [
-                ContainerDevice(
-                    uuid=snapshot.uuid(0, column),
-                    vendor=asked.vendor,
-                    memory=MiB(int(memory[0, column])),
-                    cores=asked.cores,
-                )
-                for column in np.flatnonzero(step.taken[0]).tolist()
-            ]
-        return Choice(
-            node=node,
-            generation=int(snapshot.generations[0]),
-            containers=tuple(tuple(devices) for devices in containers),
-        )
+        containers = _containers(request, result)
+        if room is not None and (lacks := room.lacks(_use_of(request, containers))):
+            return Verdict(node=node, reason=NodeReason.QUOTA, note=str(lacks[0]))
+        return Choice(node=node, generation=int(snapshot.generations[0]), containers=containers)
+
+    def nearest(
+        self, request: PodRequest, nodes: Iterable[str], *, count: int
+    ) -> tuple[Verdict, ...]:
+        """Why the nodes that come nearest to holding the pod do not, the nearest first."""
+        answer = self._answer(request)
+        names = tuple(nodes)
+        rows = self._table.rows_of(names)
+        failing = np.flatnonzero((rows >= 0) & ~answer.feasible[rows]) if answer.reasons else rows
+        misses = answer.misses[rows[failing]]
+        if failing.size > count:
+            bound = np.partition(misses, count - 1)[count - 1]
+            failing, misses = failing[misses <= bound], misses[misses <= bound]
+        ordered = sorted((miss, names[i]) for miss, i in zip(misses, failing, strict=True))
+        verdicts = (self.choose(request, name) for _, name in ordered[:count])
+        return tuple(verdict for verdict in verdicts if isinstance(verdict, Verdict))
+
+    def _beyond(self, room: Room, request: PodRequest, answer: _Answer, rows: Ints) -> Bools:
+        """Marks of the rows on which the pod would take more than its namespace may."""
+        over = np.zeros(len(rows), np.bool_)
+        for vendor, need in needs(request).items():
+            cores, memory = room.of(vendor, Kind.CORES), room.of(vendor, Kind.MEMORY)
+            if cores is not None and need.cores > 0 and cores < need.cores:
+                over[:] = True
+            if memory is not None and vendor in answer.memory:
+                over |= answer.memory[vendor][rows] > max(memory, 0)
+        return over
 
     def _answer(self, request: PodRequest) -> _Answer:
         answer = self._answers.get(request)
@@ -152,6 +188,11 @@ class Placer:
         result = fit.place(snapshot, request, need_devices=False)
         answer.feasible[rows] = result.feasible
         answer.scores[rows] = score.node_scores(snapshot.columns)
+        answer.misses[rows] = result.misses
+        for vendor, memory in result.memory.items():
+            if vendor not in answer.memory:
+                answer.memory[vendor] = np.zeros(len(answer.reasons), np.int64)
+            answer.memory[vendor][rows] = memory
         answer.generations[rows] = snapshot.generations
         self._explain(answer, rows, result)
 
@@ -170,6 +211,46 @@ class Placer:
             if key not in texts:
                 texts[key] = _text(codes.tolist(), counts[step])
             answer.reasons[row] = texts[key]
+
+
+def _containers(request: PodRequest, result: fit.Placement) -> Containers:
+    """The devices of each container, from the one node of a placement."""
+    containers: list[list[ContainerDevice]] = [[] for _ in request.containers]
+    for step in result.steps:
+        assert step.order is not None
+        for column in step.order[0].tolist():
+            if step.taken[0, column]:
+                containers[step.position] += _devices(step, column)
+    return tuple(tuple(devices) for devices in containers)
+
+
+def _use_of(request: PodRequest, containers: Containers) -> QuotaUse:
+    nobody = Allocation(
+        uid="", namespace="", name="", node="", containers=containers, roles=request.roles
+    )
+    return use_of(nobody)
+
+
+def _devices(step: fit.Step, column: int) -> Iterator[ContainerDevice]:
+    """What one container gets of one device: a share, or so many MIG instances."""
+    question = step.question
+    uuid, vendor = question.snapshot.uuid(0, column), question.request.vendor
+    if question.mig.devices[0, column]:
+        for profile, placement in question.mig.pick(0, column, int(step.taken[0, column])):
+            yield ContainerDevice(
+                uuid=uuid,
+                vendor=vendor,
+                memory=profile.memory,
+                cores=profile.cores,
+                mig=MigShare(profile=profile.name, placement=placement),
+            )
+        return
+    yield ContainerDevice(
+        uuid=uuid,
+        vendor=vendor,
+        memory=MiB(int(question.memory[0, column])),
+        cores=question.request.cores,
+    )
 
 
 def _first_of_the_best(names: Sequence[str], preference: Floats) -> str | None:

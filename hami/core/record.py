@@ -5,11 +5,17 @@ They are the durable truth about what a pod occupies. Input: Pod objects and All
 
 from __future__ import annotations
 
-from hami.core import codec
-from hami.core.allocation import Allocation, BindPhase, Containers
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hami.core import codec, codec_mig
+from hami.core.allocation import Allocation, BindPhase, Containers, MigReservation
+from hami.core.device import VendorName
 from hami.core.objects import Pod
 from hami.core.request import asks_for, roles_of
 from hami.core.vendor import Vendor, VendorTable
+from hami.errors import CodecError
 
 
 def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
@@ -21,11 +27,15 @@ def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
     node = pod.annotations.get(codec.NODE_KEY)
     if not node:
         return None
-    parts = [
-        _aligned(codec.decode_allocation(text, vendor.name), pod, vendor)
-        for vendor in vendors.values()
-        if (text := pod.annotations.get(vendor.allocated_key))
-    ]
+    parts: list[Containers] = []
+    unmatched: list[MigReservation] = []
+    for vendor in vendors.values():
+        text = pod.annotations.get(vendor.allocated_key)
+        if text:
+            held = codec.decode_allocation(text, vendor.name)
+            held, loose = _with_shares(held, _reservations(pod, vendor))
+            parts.append(_aligned(held, pod, vendor))
+            unmatched += loose
     containers = codec.merge_vendors(parts)
     if not any(containers):
         return None
@@ -36,7 +46,52 @@ def allocation_of(pod: Pod, vendors: VendorTable) -> Allocation | None:
         node=node,
         containers=containers,
         roles=roles_of(pod),
+        unmatched=tuple(unmatched),
     )
+
+
+def problems(pod: Pod, vendors: VendorTable) -> tuple[str, ...]:
+    """What of the pod's record is left out because it cannot be read, though the rest can.
+
+    Without its reservations a MIG device counts as taken whole.
+    """
+    found: list[str] = []
+    for vendor in vendors.values():
+        try:
+            codec_mig.decode_mig_reservations(pod.annotations.get(vendor.mig_key, ""))
+        except CodecError as error:
+            found.append(f"annotation {vendor.mig_key}: {error}")
+    return tuple(found)
+
+
+def _reservations(pod: Pod, vendor: Vendor) -> tuple[MigReservation, ...]:
+    with contextlib.suppress(CodecError):  # told by ``problems``
+        return codec_mig.decode_mig_reservations(pod.annotations.get(vendor.mig_key, ""))
+    return ()
+
+
+def _with_shares(
+    held: Containers, reservations: Sequence[MigReservation]
+) -> tuple[Containers, list[MigReservation]]:
+    """The devices with their MIG shares, and the reservations of no device among them.
+
+    A reservation is of the device at its place; one whose place has another device is of the first
+    device of its uuid that has none yet, as other writers count places differently.
+    """
+    devices = [list(container) for container in held]
+    loose: list[MigReservation] = []
+    for r in reservations:
+        spots = [(r.container, r.device)]
+        spots += [(i, j) for i, own in enumerate(devices) for j in range(len(own))]
+        for i, j in spots:
+            if i < len(devices) and j < len(devices[i]):
+                device = devices[i][j]
+                if device.uuid == r.uuid and device.mig is None:
+                    devices[i][j] = replace(device, mig=r.share)
+                    break
+        else:
+            loose.append(r)
+    return tuple(tuple(container) for container in devices), loose
 
 
 def init_done(pod: Pod) -> bool:
@@ -71,7 +126,20 @@ def annotations_for(
         text = codec.encode_allocation(allocation.containers, name)
         written[vendors[name].to_allocate_key] = text
         written[vendors[name].allocated_key] = text
+        reservations = _reservations_of(allocation, name)
+        if reservations and vendors[name].mig_key:
+            written[vendors[name].mig_key] = codec_mig.encode_mig_reservations(reservations)
     return written
+
+
+def _reservations_of(allocation: Allocation, vendor: VendorName) -> list[MigReservation]:
+    """One for each MIG instance, at its place among the vendor's devices of its container."""
+    return [
+        MigReservation(container=i, device=j, uuid=device.uuid, share=device.mig)
+        for i, devices in enumerate(allocation.containers)
+        for j, device in enumerate(d for d in devices if d.vendor == vendor)
+        if device.mig is not None
+    ]
 
 
 def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
@@ -79,6 +147,7 @@ def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
     keys = [codec.NODE_KEY, codec.TIME_KEY, codec.BIND_TIME_KEY, codec.BIND_PHASE_KEY]
     for vendor in vendors.values():
         keys += [vendor.to_allocate_key, vendor.allocated_key]
+        keys += [vendor.mig_key] if vendor.mig_key else []
     return dict.fromkeys(keys)
 
 

@@ -168,13 +168,7 @@ def _node_policy(text: str | None, defaults: Defaults) -> NodePolicy:
 
 
 def _device_policy(text: str | None, defaults: Defaults) -> DevicePolicy:
-    """The policy named; as on the wire, an unknown or empty value means spread."""
-    if text is None:
-        return defaults.device_policy
-    try:
-        return DevicePolicy(text.strip())
-    except ValueError:
-        return DevicePolicy.SPREAD
+    return defaults.device_policy if text is None else DevicePolicy.parse(text)
 
 
 def _weights(text: str | None) -> Weights:

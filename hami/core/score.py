@@ -2,8 +2,8 @@
 
 Formulas: a device's score is ten times the weighted sum of its used shares with the request added;
 a node's is ten times the sum of the used shares of all its devices before the request. Binpack
-prefers high scores, spread low ones. Ties: higher NUMA node first (devices), then lower index, then
-uuid; nodes by name. So equal input always gives the same choice.
+prefers high scores, spread low ones; ``DevicePolicy`` has all orders. Last ties: higher index, then
+higher uuid; nodes by name. So equal input always gives the same choice.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from hami.core.device import DevicePolicy, PodRequest, Weights
+from hami.core.device import PodRequest, SortKey, Weights
 from hami.core.table import Bools, Columns, Floats, Ints
 
 SCALE: Final = 10.0
@@ -34,16 +35,47 @@ def device_scores(
 
 
 def device_order(
-    columns: Columns, eligible: Bools, *, pod: PodRequest, memory: Ints, cores: int
+    columns: Columns,
+    eligible: Bools,
+    *,
+    pod: PodRequest,
+    memory: Ints,
+    cores: int,
+    stranded: Ints | None = None,
 ) -> Ints:
-    """For each node the columns in order of preference, eligible ones first."""
+    """For each node the columns in order of preference, eligible ones first.
+
+    Args:
+        columns: The devices.
+        eligible: Which of them may be taken.
+        pod: Whose policy and weights decide.
+        memory: MiB of the request on each device.
+        cores: Percent of the request.
+        stranded: MIG slices that would become useless on each device: fewest first, before all
+            policies. None where no device has any.
+    """
+    width = eligible.shape[1]
+    policy = pod.device_policy.bound_to_numa() if pod.numa_bind else pod.device_policy
     scores = device_scores(columns, slots=1, memory=memory, cores=cores, weights=pod.weights)
-    key = {
-        DevicePolicy.BINPACK: -scores,
-        DevicePolicy.SPREAD: scores,
-        DevicePolicy.MUTEX: columns.used_slots.astype(np.float64),
-    }[pod.device_policy]
-    return np.lexsort((-columns.numa, key, ~eligible), axis=1)
+    keys: list[npt.NDArray[np.generic]] = [np.broadcast_to(-np.arange(width), eligible.shape)]
+    keys += [_sort_values(key, columns, scores) for key in reversed(policy.keys)]
+    if stranded is not None:
+        keys.append(stranded)
+    return np.lexsort((*keys, ~eligible), axis=1)
+
+
+def _sort_values(key: SortKey, columns: Columns, scores: Floats) -> npt.NDArray[np.generic]:
+    match key:
+        case SortKey.FULLEST:
+            return -scores
+        case SortKey.EMPTIEST:
+            return scores
+        case SortKey.HIGH_NUMA:
+            return -columns.numa
+        case SortKey.LOW_NUMA:
+            return columns.numa
+        case SortKey.FEWEST:
+            return columns.used_slots
 
 
 def node_scores(columns: Columns) -> Floats:

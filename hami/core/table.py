@@ -17,8 +17,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from hami.core import mig
 from hami.core.allocation import Charge
-from hami.core.device import Device, DeviceUuid
+from hami.core.device import MODE_MIG, Device, DeviceUuid, MigProfile
+from hami.core.topology import score_matrix
 from hami.core.words import Words
 
 Ints = npt.NDArray[np.int64]
@@ -28,6 +30,13 @@ Floats = npt.NDArray[np.float64]
 _FIRST_ROWS: Final = 64
 _FIRST_WIDTH: Final = 8
 _FEW_WORDS: Final = 1024
+_MANY_GEOMETRIES: Final = 1024
+
+PairScores = Mapping[str, Mapping[str, int]]
+"""For one device and another (by uuid) how well they are linked; higher is better."""
+NO_PAIRS: Final[PairScores] = {}
+Links = npt.NDArray[np.float64]
+"""The same of one node as a square of columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +56,13 @@ class Columns:
     """MiB."""
     cores: Ints
     """Percent."""
+    geometry: Ints
+    """Number of the device's MIG profiles in ``DeviceTable.geometries``; 0 for none."""
     used_slots: Ints
     used_memory: Ints
     used_cores: Ints
+    mig_mask: Ints
+    """MIG slices in use, one bit each."""
 
     @staticmethod
     def empty(rows: int, width: int) -> Columns:
@@ -101,6 +114,7 @@ class DeviceTable:
         rows: Row number of each node.
         layout: Moves when a node gets or loses its row.
         words: Vendor names, models and modes by number; a new set when most are out of use.
+        geometries: MIG profiles by number; number 0 is of devices without any.
     """
 
     def __init__(self) -> None:
@@ -111,6 +125,10 @@ class DeviceTable:
         self.rows: dict[str, int] = {}
         self.layout = 0
         self.words = Words()
+        self.geometries: list[tuple[MigProfile, ...]] = [()]
+        self._geometry_numbers: dict[tuple[MigProfile, ...], int] = {(): 0}
+        self._links: list[Links | None] = []
+        self._mig_holders: dict[tuple[int, int], int] = {}
         self._many_words = _FEW_WORDS
         self._devices: list[tuple[Device, ...]] = []
         self._columns_of: list[dict[DeviceUuid, int]] = []
@@ -123,21 +141,34 @@ class DeviceTable:
         return len(self.names)
 
     def set_node(
-        self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
+        self,
+        name: str,
+        devices: Iterable[Device],
+        *,
+        cordoned: frozenset[str] = frozenset(),
+        pairs: PairScores = NO_PAIRS,
     ) -> bool:
         """Put the node's devices in its row, with nothing used of them.
 
         Returns False, and leaves everything as it is, where the node has exactly these already.
+
+        Args:
+            name: The node's.
+            devices: What it has.
+            cordoned: Devices that get no new pods.
+            pairs: How well each device is linked to each other one; a pair that is missing is 0.
         """
         ordered = tuple(sorted(devices, key=lambda d: (d.index, d.uuid)))
+        links = score_matrix(pairs, [d.uuid for d in ordered]) if pairs else None
         row = self.rows.get(name)
         if row is None:
             row = self._new_row(name)
-        elif self._has(row, ordered, cordoned):
+        elif self._has(row, ordered, cordoned) and _equal(self._links[row], links):
             return False
         self._clear(row)
         self._fit_width(len(ordered))
         self._devices[row] = ordered
+        self._links[row] = links
         self.uuids[row] = tuple(d.uuid for d in ordered)
         self._columns_of[row] = {uuid: i for i, uuid in enumerate(self.uuids[row])}
         for uuid in self.uuids[row]:
@@ -151,6 +182,7 @@ class DeviceTable:
             c.slots[row, i] = d.slots
             c.memory[row, i] = d.memory
             c.cores[row, i] = d.cores
+            c.geometry[row, i] = self._geometry_number(d.mig_profiles)
         self._number_words(row)
         if len(self.words) > self._many_words:
             self._renumber_words()
@@ -189,6 +221,7 @@ class DeviceTable:
                 slots=int(c.used_slots[row, i]),
                 memory=int(c.used_memory[row, i]),
                 cores=int(c.used_cores[row, i]),
+                mig=self._mig_holders.get((row, i), 0),
             )
             for uuid, i in self._columns_of[row].items()
         }
@@ -205,7 +238,25 @@ class DeviceTable:
                 c.used_slots[row, i] += sign * charge.slots
                 c.used_memory[row, i] += sign * charge.memory
                 c.used_cores[row, i] += sign * charge.cores
+                self._hold_slices(row, i, sign * self.slices_of(row, i, charge))
         self._touch(row)
+
+    def links(self, name: str) -> Links | None:
+        """Score of each pair of the node's devices, in column order; None where none is known."""
+        row = self.rows.get(name)
+        return None if row is None else self._links[row]
+
+    def columns_of_row(self, row: int) -> Mapping[DeviceUuid, int]:
+        """The column of each device of a row."""
+        return self._columns_of[row]
+
+    def holders_of(self, row: int, column: int) -> int:
+        """Holders of each MIG slice of a device, packed as ``hami.core.mig`` says."""
+        return self._mig_holders.get((row, column), 0)
+
+    def links_of_row(self, row: int) -> Links | None:
+        """The same, by row number."""
+        return self._links[row]
 
     def rows_of(self, names: tuple[str, ...]) -> Ints:
         """Row number of each node, -1 for an unknown one. Treat as read-only.
@@ -258,6 +309,36 @@ class DeviceTable:
             c.model[row, i] = self.words.number(d.model)
             c.mode[row, i] = self.words.number(d.mode)
 
+    def is_mig(self, row: int, column: int) -> bool:
+        """Whether the device is partitioned in hardware."""
+        return self._devices[row][column].mode == MODE_MIG
+
+    def slices_of(self, row: int, column: int, charge: Charge) -> int:
+        """Holders of the device's MIG slices; who does not say which holds all of them."""
+        if charge.mig or not charge.slots or not self.is_mig(row, column):
+            return charge.mig
+        return mig.ALL * charge.slots
+
+    def _hold_slices(self, row: int, column: int, change: int) -> None:
+        if not change:
+            return
+        holders = self._mig_holders.get((row, column), 0) + change
+        self.columns.mig_mask[row, column] = mig.mask_of(holders)
+        if holders:
+            self._mig_holders[row, column] = holders
+        else:
+            self._mig_holders.pop((row, column), None)
+
+    def _geometry_number(self, profiles: tuple[MigProfile, ...]) -> int:
+        """The number of these profiles; of more kinds than any cluster has, none gets one."""
+        number = self._geometry_numbers.get(profiles)
+        if number is None:
+            if len(self.geometries) > _MANY_GEOMETRIES:
+                return 0
+            number = self._geometry_numbers[profiles] = len(self.geometries)
+            self.geometries.append(profiles)
+        return number
+
     def _renumber_words(self) -> None:
         """Forget words that no device has any more: nodes may make up new ones for ever."""
         self.words = Words()
@@ -278,6 +359,7 @@ class DeviceTable:
             self.names.append(name)
             self.uuids.append(())
             self._devices.append(())
+            self._links.append(None)
             self._columns_of.append({})
             rows, width = self.columns.present.shape
             if row >= rows:
@@ -298,8 +380,17 @@ class DeviceTable:
             rows.discard(row)
             if not rows:
                 del self._rows_with[uuid]
+        for column in range(len(self._devices[row])):
+            self._mig_holders.pop((row, column), None)
         self._devices[row] = ()
+        self._links[row] = None
         self.uuids[row] = ()
         self._columns_of[row] = {}
         for f in fields(Columns):
             getattr(self.columns, f.name)[row] = 0
+
+
+def _equal(one: Links | None, other: Links | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)

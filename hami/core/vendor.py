@@ -68,6 +68,10 @@ class Vendor:
     """Pod annotation that the vendor's agent consumes."""
     allocated_key: str
     """Pod annotation that stays as the record."""
+    mig_key: str = ""
+    """Pod annotation with the MIG instances among its devices; empty: there are none."""
+    pair_scores_key: str = ""
+    """Node annotation that says how well its devices are linked; empty: nobody tells."""
     selection_keys: SelectionKeys = SelectionKeys()
     env: EnvNames = EnvNames()
     default_count: int = 1

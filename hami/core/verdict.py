@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Final
 
 from hami.core.device import DeviceUuid
 
@@ -28,6 +29,10 @@ class Reason(StrEnum):
     MIG = "CardMigTopologyInfeasible"
 
 
+PERMANENT: Final = frozenset({Reason.UNHEALTHY, Reason.CORDONED, Reason.TYPE, Reason.UUID})
+"""Reasons that do not go away when pods end."""
+
+
 class NodeReason(StrEnum):
     """Why a node as a whole cannot serve."""
 
@@ -35,6 +40,7 @@ class NodeReason(StrEnum):
     TOO_FEW_DEVICES = "NodeInsufficientDevice"
     TOO_FEW_FIT = "AllocatedCardsInsufficientRequest"
     NUMA = "NumaNotFit"
+    QUOTA = "ResourceQuotaNotFit"
 
 
 class Unit(Enum):
@@ -76,9 +82,15 @@ class Verdict:
     """Devices the container asks for."""
     devices: tuple[DeviceVerdict, ...] = ()
     """Of the vendor asked for; empty for a node without any."""
+    reason: NodeReason | None = None
+    """What is against the node as a whole, where no device is."""
+    note: str = ""
+    """The same with names and numbers."""
 
     def __str__(self) -> str:
         """In the form ``7/8 CardInsufficientMemory, 1/8 CardNotHealth``."""
+        if self.reason is not None:
+            return f"{self.reason.value}: {self.note}" if self.note else self.reason.value
         reasons = Counter(d.reason for d in self.devices if d.reason is not None)
         return summary(self.needed, len(self.devices), reasons)
 

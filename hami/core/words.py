@@ -22,6 +22,10 @@ class Words:
     def __len__(self) -> int:
         return len(self._words)
 
+    def knows(self, word: str) -> bool:
+        """Whether the word has a number."""
+        return word in self._numbers
+
     def number(self, word: str) -> int:
         """The word's number, a new one if it was never seen."""
         found = self._numbers.get(word)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
-from hami.core.allocation import MigInstance, MigReservation
+from hami.core.allocation import MigInstance, MigReservation, MigShare
 from hami.core.codec_mig import decode_mig_reservations, encode_mig_reservations
 from hami.core.device import DeviceUuid, MigPlacement
 from hami.core.quantity import MAX_INT32
@@ -33,9 +33,9 @@ def reservation(instance: MigInstance | None = None) -> MigReservation:
         container=0,
         device=0,
         uuid=DeviceUuid(A),
-        profile="1g.10gb",
-        placement=MigPlacement(start=6, size=1),
-        instance=instance,
+        share=MigShare(
+            profile="1g.10gb", placement=MigPlacement(start=6, size=1), instance=instance
+        ),
     )
 
 
@@ -74,9 +74,9 @@ def test_keys_are_read_in_any_letter_case_and_unknown_ones_are_skipped() -> None
 
     (read,) = decode_mig_reservations(text)
 
-    assert (read.container, read.device, read.profile) == (1, 2, "2g")
-    assert read.placement == MigPlacement(start=0, size=2)
-    assert read.instance is None
+    assert (read.container, read.device, read.share.profile) == (1, 2, "2g")
+    assert read.share.placement == MigPlacement(start=0, size=2)
+    assert read.share.instance is None
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,14 @@ reservations = st.builds(
     container=index,
     device=index,
     uuid=text.map(DeviceUuid),
-    profile=text,
-    placement=st.tuples(st.integers(0, 7), st.integers(1, 8)).map(
-        lambda p: MigPlacement(start=p[0], size=min(p[1], 8 - p[0]))
+    share=st.builds(
+        MigShare,
+        profile=text,
+        placement=st.tuples(st.integers(0, 7), st.integers(1, 8)).map(
+            lambda p: MigPlacement(start=p[0], size=min(p[1], 8 - p[0]))
+        ),
+        instance=st.none() | instances,
     ),
-    instance=st.none() | instances,
 )
 
 

@@ -21,6 +21,7 @@ from hami.core.device import (
     PodRequest,
     Role,
     Selection,
+    SortKey,
 )
 from hami.core.table import DeviceTable
 from tests.support.builders import (
@@ -67,7 +68,7 @@ def acceptable(card: Card, pod: PodRequest, request: DeviceRequest) -> bool:
         return False
     if card.slots >= d.slots:
         return False
-    if pod.device_policy is DevicePolicy.MUTEX and card.slots > 0:
+    if pod.device_policy.mutex and card.slots > 0:
         return False
     if card.memory + demand(card, request) > d.memory:
         return False
@@ -93,9 +94,11 @@ def points(card: Card, pod: PodRequest, request: DeviceRequest) -> Fraction:
 
 def preferred(cards: list[Card], pod: PodRequest, request: DeviceRequest) -> list[Card]:
     """The acceptable cards, best first; only one NUMA node's where the pod binds to one."""
+    policy = pod.device_policy.bound_to_numa() if pod.numa_bind else pod.device_policy
     good = [card for card in cards if acceptable(card, pod, request)]
     if pod.numa_bind:
-        for numa in sorted({card.device.numa for card in good}):
+        packing = pod.device_policy == DevicePolicy.BINPACK
+        for numa in sorted({card.device.numa for card in good}, reverse=not packing):
             here = [card for card in good if card.device.numa == numa]
             if len(here) >= request.count:
                 good = here
@@ -103,15 +106,18 @@ def preferred(cards: list[Card], pod: PodRequest, request: DeviceRequest) -> lis
         else:
             return []
 
-    def rank(card: Card) -> tuple[object, ...]:
-        first: Fraction | int = points(card, pod, request)
-        if pod.device_policy is DevicePolicy.BINPACK:
-            first = -first
-        if pod.device_policy is DevicePolicy.MUTEX:
-            first = card.slots
-        return first, -card.device.numa, card.device.index, card.device.uuid
+    def value(key: SortKey, card: Card) -> Fraction:
+        values: dict[SortKey, Fraction | int] = {
+            SortKey.FULLEST: -points(card, pod, request),
+            SortKey.EMPTIEST: points(card, pod, request),
+            SortKey.HIGH_NUMA: -card.device.numa,
+            SortKey.LOW_NUMA: card.device.numa,
+            SortKey.FEWEST: card.slots,
+        }
+        return Fraction(values[key])
 
-    return sorted(good, key=rank)
+    good.sort(key=lambda card: (card.device.index, card.device.uuid), reverse=True)
+    return sorted(good, key=lambda card: [value(key, card) for key in policy.keys])
 
 
 def place_plainly(
@@ -220,8 +226,8 @@ def test_a_score_counts_the_request_itself(small: Device, used: Charge) -> None:
     assert chosen(pod, table) == [["GPU-1"]]
 
 
-@pytest.mark.parametrize("policy", DevicePolicy)
-def test_equal_devices_are_taken_by_higher_numa_then_index_then_uuid(policy: DevicePolicy) -> None:
+@pytest.mark.parametrize("policy", ["binpack", "spread", "mutex", "numa", "topology-aware"])
+def test_equal_devices_are_taken_by_higher_numa_then_index_then_uuid(policy: str) -> None:
     table = make_table(
         [
             make_device("GPU-d", index=0, numa=0),
@@ -232,11 +238,13 @@ def test_equal_devices_are_taken_by_higher_numa_then_index_then_uuid(policy: Dev
     )
 
     def pod(count: int) -> PodRequest:
-        return make_pod_request(asking(make_demand(count, memory=1)), device_policy=policy)
+        return make_pod_request(
+            asking(make_demand(count, memory=1)), device_policy=DevicePolicy.parse(policy)
+        )
 
     assert [chosen(pod(count), table) for count in (1, 2, 3)] == [
-        [["GPU-a"]],
-        [["GPU-a", "GPU-b"]],
+        [["GPU-c"]],
+        [["GPU-b", "GPU-c"]],
         [["GPU-a", "GPU-b", "GPU-c"]],
     ]
 
@@ -251,12 +259,60 @@ def test_numa_bind_takes_all_devices_from_one_node_that_has_enough() -> None:
     assert chosen(make_pod_request(three), table) is not None
 
 
-def test_numa_bind_takes_the_lowest_of_several_nodes_with_enough() -> None:
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        pytest.param("binpack", "GPU-1 GPU-2", id="packing_begins_at_the_lowest"),
+        pytest.param("spread", "GPU-0 GPU-3", id="spreading_begins_at_the_highest"),
+        pytest.param("spread,binpack", "GPU-0 GPU-3", id="a_list_begins_at_the_highest"),
+    ],
+)
+def test_numa_bind_takes_the_first_node_with_enough(policy: str, expected: str) -> None:
     table = make_table([make_device(f"GPU-{i}", index=i, numa=(2, 1, 1, 2)[i]) for i in range(4)])
 
-    pod = make_pod_request(asking(make_demand(2, memory=1)), numa_bind=True)
+    pod = make_pod_request(
+        asking(make_demand(2, memory=1)), numa_bind=True, device_policy=DevicePolicy.parse(policy)
+    )
 
-    assert chosen(pod, table) == [["GPU-1", "GPU-2"]]
+    assert chosen(pod, table) == [expected.split()]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        pytest.param("binpack", [2, 1, 3, 0], id="binpack_highest_score"),
+        pytest.param("spread", [3, 0, 1, 2], id="spread_lowest_score_then_higher_numa"),
+        pytest.param("anything", [3, 0, 1, 2], id="unknown_is_spread"),
+        pytest.param("", [3, 0, 1, 2], id="empty_is_spread"),
+        pytest.param("topology-aware", [3, 0, 1, 2], id="topology_without_links_is_spread"),
+        pytest.param("numa", [3, 2, 1, 0], id="numa_higher_node_then_higher_index"),
+        pytest.param("numa,binpack", [2, 3, 1, 0], id="numa_then_binpack"),
+        pytest.param("numa, spread", [3, 2, 0, 1], id="numa_then_spread"),
+        pytest.param("binpack,numa", [2, 1, 3, 0], id="binpack_then_numa"),
+        pytest.param("numa,binpack,spread", [2, 3, 1, 0], id="a_third_key_that_decides_nothing"),
+        pytest.param("mutex,binpack", [3, 0], id="mutex_in_a_list_narrows"),
+        pytest.param("mutex", [3, 0], id="mutex_takes_the_unused"),
+        pytest.param("topology-aware,", [3, 0, 1, 2], id="no_sort_key_named_is_spread"),
+    ],
+)
+def test_order_of_each_policy(policy: str, expected: list[int]) -> None:
+    """Devices 0 and 1 are on NUMA node 0, 2 and 3 on 1; 1 is used, 2 more."""
+    table = make_table([make_device(f"GPU-{i}", index=i, numa=i // 2) for i in range(4)])
+    table.charge("node-0", {DeviceUuid("GPU-1"): Charge(slots=1, memory=100)}, sign=1)
+    table.charge("node-0", {DeviceUuid("GPU-2"): Charge(slots=2, memory=200)}, sign=1)
+
+    def first(count: int) -> set[str]:
+        pod = make_pod_request(
+            asking(make_demand(count, memory=1)), device_policy=DevicePolicy.parse(policy)
+        )
+        found = chosen(pod, table)
+        assert found is not None
+        return set(found[0])
+
+    order: list[str] = []
+    for count in range(1, len(expected) + 1):
+        order += first(count) - set(order)
+    assert order == [f"GPU-{i}" for i in expected]
 
 
 def test_app_containers_see_what_the_ones_before_them_take() -> None:

@@ -144,7 +144,7 @@ NO_CORES = make_demand(memory=1000)
         pytest.param(Case(request=NO_CORES, device=make_device(cores=0)), None,
                      id="no_cores_of_a_device_that_counts_none"),
         # MIG
-        pytest.param(Case(device=make_device(mode="mig")), Reason.MIG, id="mig_is_not_served_yet"),
+        pytest.param(Case(device=make_device(mode="mig")), Reason.MIG, id="mig_without_profiles"),
     ],
 )  # fmt: skip
 def test_a_device_fails_for_its_own_reason(case: Case, reason: Reason | None) -> None:
@@ -177,8 +177,8 @@ def change(case: Case, rule: int) -> Case:
     return changes[rule](case)
 
 
-CONTRARY = {(7, 9), (8, 9)}
-"""Pairs that no request can break at once: some cores, and none."""
+CONTRARY = {(7, 9), (8, 9), (6, 10), (7, 10), (8, 10), (9, 10)}
+"""Pairs that nothing can break at once: some cores and none; a shared device and a MIG one."""
 
 
 @pytest.mark.parametrize("rule", range(len(fit.RULES)))

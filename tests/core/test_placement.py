@@ -131,7 +131,7 @@ def test_a_choice_names_devices_amounts_and_generation() -> None:
         containers=(
             (given("GPU-1", memory=4000, cores=5),),
             (),
-            (given("GPU-0", memory=7), given("GPU-1", memory=7)),
+            (given("GPU-1", memory=7), given("GPU-0", memory=7)),
         ),
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from hami.core import record
-from hami.core.allocation import Containers
-from hami.core.device import Role
+from hami.core.allocation import Containers, MigShare
+from hami.core.device import MigPlacement, Role
 from hami.core.objects import Container, Pod, PodSpec
 from hami.core.vendor import table
 from hami.core.vendors.nvidia import NVIDIA
@@ -62,7 +63,8 @@ def test_each_vendor_in_the_allocation_has_its_own_keys() -> None:
 
 
 def test_clearing_removes_every_key_that_binding_writes() -> None:
-    allocation = make_allocation([A, given("NPU-a", vendor="OTHER")])
+    share = MigShare(profile="1g", placement=MigPlacement(start=0, size=1))
+    allocation = make_allocation([replace(A, mig=share), given("NPU-a", vendor="OTHER")])
 
     cleared = record.cleared_annotations(BOTH)
 

@@ -365,7 +365,8 @@ def test_node_policy_annotation_is_read(text: str | None, expected: NodePolicy) 
         pytest.param("spread", DevicePolicy.SPREAD, id="spread"),
         pytest.param(" mutex ", DevicePolicy.MUTEX, id="mutex_trimmed"),
         pytest.param("", DevicePolicy.SPREAD, id="empty_replaces_the_default_by_spread"),
-        pytest.param("topology-aware", DevicePolicy.SPREAD, id="unknown_is_spread"),
+        pytest.param("topology-aware", DevicePolicy.TOPOLOGY, id="topology_aware"),
+        pytest.param("fastest", DevicePolicy.SPREAD, id="unknown_is_spread"),
     ],
 )
 def test_device_policy_annotation_is_read(text: str | None, expected: DevicePolicy) -> None:
@@ -375,7 +376,7 @@ def test_device_policy_annotation_is_read(text: str | None, expected: DevicePoli
         make_pod(annotations=annotations), VENDORS, Defaults(device_policy=DevicePolicy.BINPACK)
     )
 
-    assert request.device_policy is expected
+    assert request.device_policy == expected
 
 
 @pytest.mark.parametrize(

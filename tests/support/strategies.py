@@ -174,6 +174,17 @@ selections = st.builds(
 )
 
 
+DEVICE_POLICIES = (
+    "binpack",
+    "spread",
+    "mutex",
+    "numa",
+    "numa,binpack",
+    "spread,numa",
+    "mutex,numa",
+)
+
+
 @st.composite
 def pod_requests(draw: st.DrawFn) -> PodRequest:
     """A pod of up to six containers, with every policy and selection."""
@@ -181,7 +192,7 @@ def pod_requests(draw: st.DrawFn) -> PodRequest:
     return PodRequest(
         containers=tuple(draw(container_requests(role)) for role in draw(pod_roles())),
         node_policy=draw(st.sampled_from(NodePolicy)),
-        device_policy=draw(st.sampled_from(DevicePolicy)),
+        device_policy=DevicePolicy.parse(draw(st.sampled_from(DEVICE_POLICIES))),
         weights=draw(st.sampled_from([Weights(), Weights(memory=3), Weights(slots=0, cores=2)])),
         numa_bind=draw(st.booleans()),
         selections=() if selection == Selection() else ((NVIDIA.name, selection),),
