@@ -24,7 +24,7 @@ from hami.core.device import (
     SortKey,
     VendorName,
 )
-from hami.core.instances import Demand
+from hami.core.instances import Demand, demand
 from hami.core.table import Bools, Columns, Floats, Ints, Snapshot
 from hami.core.verdict import PERMANENT, Reason, Unit
 
@@ -49,15 +49,8 @@ class Question:
     memory: Ints
     """MiB that this request takes of each device."""
 
-    @property
-    def mig(self) -> Demand:
-        """The same request, put to the devices that are partitioned in hardware."""
-        return Demand(
-            table=self.snapshot.table,
-            columns=self.columns,
-            memory=self.memory,
-            cores=int(self.request.cores),
-        )
+    mig: Demand
+    """The same request, put to the devices that are partitioned in hardware."""
 
     @property
     def exclusive(self) -> bool:
@@ -164,17 +157,18 @@ def ask(
     snapshot: Snapshot, columns: Columns, pod: PodRequest, request: DeviceRequest
 ) -> tuple[Question, Codes]:
     """Every device's code for a request: FITS, ABSENT, or 1 + the first rule that fails."""
+    memory = demanded_memory(columns, request)
     question = Question(
         snapshot=snapshot,
         columns=columns,
         pod=pod,
         request=request,
         selection=pod.selection(request.vendor),
-        memory=demanded_memory(columns, request),
+        memory=memory,
+        mig=demand(snapshot.table, columns, memory=memory, cores=int(request.cores)),
     )
     candidates = columns.present & (columns.vendor == snapshot.table.words.number(request.vendor))
-    partitioned = question.mig.devices
-    some_shared = None if not partitioned.any() else ~partitioned
+    some_shared = ~question.mig.devices if question.mig.any else None
     codes = np.full(columns.present.shape, FITS, np.uint8)
     for code, rule in reversed(tuple(enumerate(RULES, start=1))):
         failing = rule.fails(question)
@@ -313,27 +307,24 @@ def _asked_again(
 def _units(question: Question, codes: Codes) -> Ints:
     """How often each device may be taken: once, or once for each MIG instance it can give."""
     fits = codes == FITS
-    demand = question.mig
-    partitioned = fits & demand.devices
-    if not partitioned.any():
-        whole: Ints = fits.astype(np.int64)
-        return whole
+    if not question.mig.any:
+        once: Ints = fits.astype(np.int64)
+        return once
     c = question.columns
-    instances = np.minimum(demand.capacity(), np.maximum(c.slots - c.used_slots, 0))
-    units: Ints = np.where(partitioned, instances, fits)
+    instances = np.minimum(question.mig.capacity(), np.maximum(c.slots - c.used_slots, 0))
+    units: Ints = np.where(fits & question.mig.devices, instances, fits)
     return units
 
 
 def _take(question: Question, units: Ints) -> tuple[Ints, Ints]:
     """How often each device is taken on each node, and the order in which they were tried."""
-    demand = question.mig
     order = score.device_order(
         question.columns,
         units > 0,
         pod=question.pod,
         memory=question.memory,
         cores=question.request.cores,
-        stranded=demand.stranded() if demand.devices.any() else None,
+        stranded=question.mig.stranded() if question.mig.any else None,
     )
     count = question.request.count
     taken = _first(units, order, count)
@@ -386,17 +377,16 @@ def _same_numa(columns: Columns, units: Ints, pod: PodRequest, count: int) -> In
 
 def with_taken(columns: Columns, step: Step) -> Columns:
     """The columns after a step, beside whatever else has been taken."""
-    return _with(columns, step.taken, replace(step.question, columns=columns))
+    question = replace(step.question, mig=replace(step.question.mig, columns=columns))
+    return _with(columns, step.taken, question)
 
 
 def _with(columns: Columns, taken: Ints, question: Question) -> Columns:
     """The columns after the request has taken these."""
-    demand = question.mig
-    partitioned = demand.devices
-    instances = np.where(partitioned, taken, 0)
-    if instances.any():
-        columns = demand.with_taken(instances)
-        taken = np.where(partitioned, 0, taken)
+    if question.mig.any:
+        instances = np.where(question.mig.devices, taken, 0)
+        columns = question.mig.with_taken(instances)
+        taken = taken - instances
     return replace(
         columns,
         used_slots=columns.used_slots + taken,

@@ -32,14 +32,10 @@ class Demand:
     """MiB asked of each device; all that it has means its largest profile."""
     cores: int
     """Percent asked; 0 for any."""
-
-    @property
-    def devices(self) -> Bools:
-        """The places that hold devices partitioned in hardware."""
-        if len(self.table.geometries) == 1 and not self.table.words.knows(MODE_MIG):
-            return np.zeros(self.columns.present.shape, np.bool_)
-        marks: Bools = self.columns.mode == self.table.words.number(MODE_MIG)
-        return marks & self.columns.present
+    devices: Bools
+    """The places that hold devices partitioned in hardware."""
+    any: bool
+    """Whether there are such places."""
 
     def capacity(self) -> Ints:
         """How many instances each device can still give; 0 for all that is no MIG device."""
@@ -89,6 +85,8 @@ class Demand:
         return found
 
     def _kinds(self) -> Iterator[tuple[Bools, tuple[MigProfile, ...], int, bool]]:
+        if not self.any:
+            return
         c, devices = self.columns, self.devices
         whole = self.memory >= c.memory
         keys = (c.geometry << 40) + (np.minimum(self.memory, (1 << 38) - 1) << 1) + whole
@@ -96,6 +94,22 @@ class Demand:
             profiles = self.table.geometries[key >> 40]
             memory = (key >> 1) & ((1 << 38) - 1)
             yield devices & (keys == key), profiles, memory, bool(key & 1)
+
+
+def demand(table: DeviceTable, columns: Columns, *, memory: Ints, cores: int) -> Demand:
+    """A request of so much of each device, put to those that are partitioned in hardware."""
+    if table.words.knows(MODE_MIG):
+        devices = columns.present & (columns.mode == table.words.number(MODE_MIG))
+    else:
+        devices = np.zeros(columns.present.shape, np.bool_)
+    return Demand(
+        table=table,
+        columns=columns,
+        memory=memory,
+        cores=cores,
+        devices=devices,
+        any=bool(devices.any()),
+    )
 
 
 @lru_cache(maxsize=PICKS_KEPT)

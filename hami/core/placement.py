@@ -7,6 +7,7 @@ costs what changed since the one before. Nothing here awaits, so the table canno
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -152,8 +153,10 @@ class Placer:
         if failing.size > count:
             bound = np.partition(misses, count - 1)[count - 1]
             failing, misses = failing[misses <= bound], misses[misses <= bound]
-        ordered = sorted((miss, names[i]) for miss, i in zip(misses, failing, strict=True))
-        verdicts = (self.choose(request, name) for _, name in ordered[:count])
+        ordered = heapq.nsmallest(
+            count, zip(misses.tolist(), (names[i] for i in failing.tolist()), strict=True)
+        )
+        verdicts = (self.choose(request, name) for _, name in ordered)
         return tuple(verdict for verdict in verdicts if isinstance(verdict, Verdict))
 
     def _beyond(self, room: Room, request: PodRequest, answer: _Answer, rows: Ints) -> Bools:
