@@ -39,6 +39,10 @@ NODE_POLICY_KEY: Final = "hami.io/node-scheduler-policy"
 DEVICE_POLICY_KEY: Final = "hami.io/gpu-scheduler-policy"
 WEIGHTS_KEY: Final = "hami.io/device-scoring-weights"
 CORDON_KEY: Final = "hami.io/device-cordon"
+POD_GROUP_LABEL: Final = "scheduling.x-k8s.io/pod-group"
+MIN_AVAILABLE_LABEL: Final = "pod-group.scheduling.sigs.k8s.io/min-available"
+GANG_SIZE_KEY: Final = "hami.io/gang-size"
+"""Pod annotation: how many pods the gang has, where they do not all exist yet."""
 WEBHOOK_LABEL: Final = "hami.io/webhook"
 
 MAX_LABEL: Final = 63

@@ -324,7 +324,7 @@ def _take(question: Question, units: Ints) -> tuple[Ints, Ints]:
         pod=question.pod,
         memory=question.memory,
         cores=question.request.cores,
-        stranded=question.mig.stranded() if question.mig.any else None,
+        costs=question.mig.costs() if question.mig.any else None,
     )
     count = question.request.count
     taken = _first(units, order, count)

@@ -1,4 +1,4 @@
-"""MIG instances on many devices at once: how many of a request fit, what they take and strand.
+"""MIG instances on many devices at once: how many fit, what they take and what they spoil.
 
 The geometry of one device is ``hami.core.mig``'s; here stand the vectors. Devices of one kind, with
 the same slices in use and the same request, are looked at once. Knows no rule and no policy.
@@ -41,9 +41,9 @@ class Demand:
         """How many instances each device can still give; 0 for all that is no MIG device."""
         return self._looked_up(_capacities)
 
-    def stranded(self) -> Ints:
-        """Free slices that one more instance would make useless on each device."""
-        return self._looked_up(_newly_stranded)
+    def costs(self) -> Ints:
+        """What one more instance would spoil of each device; 0 for all that is no MIG device."""
+        return self._looked_up(_costs)
 
     def pick(self, row: int, column: int, count: int) -> tuple[Pick, ...]:
         """The instances that ``count`` requests get of one device, one after the other."""
@@ -118,15 +118,8 @@ def _capacities(profiles: tuple[MigProfile, ...], memory: int, cores: int, whole
 
 
 @lru_cache(maxsize=PICKS_KEPT)
-def _newly_stranded(profiles: tuple[MigProfile, ...], memory: int, cores: int, whole: bool) -> Ints:
-    kind = mig.geometry(profiles)
-    costs = np.zeros(mig.MASKS, np.int64)
-    for mask in range(mig.MASKS):
-        chosen = kind.choose(mask, memory=memory, cores=cores, whole=whole)
-        if chosen is not None:
-            after = mask | mig.mask_of(mig.counters_of(chosen[1]))
-            costs[mask] = kind.stranded(after) - kind.stranded(mask)
-    return costs
+def _costs(profiles: tuple[MigProfile, ...], memory: int, cores: int, whole: bool) -> Ints:
+    return mig.geometry(profiles).costs(memory=memory, cores=cores, whole=whole)
 
 
 @lru_cache(maxsize=PICKS_KEPT)

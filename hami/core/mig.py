@@ -52,6 +52,8 @@ Option = tuple[MigProfile, MigPlacement]
 _ALL_MASKS: Final[Ints] = np.arange(MASKS, dtype=np.int64)
 _SET_BITS: Final[Ints] = np.array([mask.bit_count() for mask in range(MASKS)], np.int64)
 _NO_RANK: Final = MASKS
+_WEIGHED: Final = 56
+"""Of more profiles than any device has, the largest so many are told apart by ``costs``."""
 _FROM_THE_TOP: Final = ("1g.", "3g.")
 
 
@@ -130,6 +132,26 @@ class Geometry:
     def capacities(self, *, memory: int, cores: int = 0, whole: bool = False) -> Ints:
         """``capacity`` of every mask."""
         return self.packing(memory=memory, cores=cores, whole=whole).capacity
+
+    def costs(self, *, memory: int, cores: int = 0, whole: bool = False) -> Ints:
+        """For every mask what one more instance spoils, to compare devices of one kind.
+
+        First which larger profiles lose their last room, the largest weighing most, then how many
+        slices become stranded. 0 where there is no room.
+        """
+        options = self.packing(memory=memory, cores=cores, whole=whole).options
+        costs = np.zeros(MASKS, np.int64)
+        for mask, option in enumerate(options):
+            if option is None:
+                continue
+            profile, placement = option
+            after = mask | _bits(placement)
+            costs[mask] = max(self._stranded[after] - self._stranded[mask], 0)
+            for i, (other, _) in enumerate(self._profiles[-_WEIGHED:]):
+                room = self._room[-_WEIGHED:][i]
+                if _size(other) > _size(profile) and room[mask] and not room[after]:
+                    costs[mask] += 1 << (4 + i)
+        return costs
 
     def stranded(self, mask: int) -> int:
         """How many free slices no free placement reaches; slices of no profile do not count."""

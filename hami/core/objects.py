@@ -39,6 +39,7 @@ class ObjectMeta(_Object, frozen=True, kw_only=True):
     generate_name: str = ""
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     owner_references: list[OwnerReference] | None = None
 
@@ -80,12 +81,19 @@ class Container(_Object, frozen=True, kw_only=True):
     volume_mounts: list[VolumeMount] | None = None
 
 
+class SchedulingGroup(_Object, frozen=True, kw_only=True):
+    """The group that a pod is scheduled with."""
+
+    pod_group_name: str | None = None
+
+
 class PodSpec(_Object, frozen=True, kw_only=True):
     """Where the pod runs and what its containers ask for."""
 
     node_name: str | None = None
     scheduler_name: str | None = None
     runtime_class_name: str | None = None
+    scheduling_group: SchedulingGroup | None = None
     init_containers: list[Container] | None = None
     containers: list[Container] | None = None
 

@@ -88,7 +88,7 @@ class Placer:
     """Places pods on the nodes of one table."""
 
     def __init__(self, table: DeviceTable) -> None:
-        self._table = table
+        self.table = self._table = table
         self._answers: OrderedDict[PodRequest, _Answer] = OrderedDict()
 
     def rank(

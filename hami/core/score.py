@@ -41,7 +41,7 @@ def device_order(
     pod: PodRequest,
     memory: Ints,
     cores: int,
-    stranded: Ints | None = None,
+    costs: Ints | None = None,
 ) -> Ints:
     """For each node the columns in order of preference, eligible ones first.
 
@@ -51,16 +51,16 @@ def device_order(
         pod: Whose policy and weights decide.
         memory: MiB of the request on each device.
         cores: Percent of the request.
-        stranded: MIG slices that would become useless on each device: fewest first, before all
-            policies. None where no device has any.
+        costs: What an instance would spoil of each MIG device: least first, before all policies.
+            None where there are no such devices.
     """
     width = eligible.shape[1]
     policy = pod.device_policy.bound_to_numa() if pod.numa_bind else pod.device_policy
     scores = device_scores(columns, slots=1, memory=memory, cores=cores, weights=pod.weights)
     keys: list[npt.NDArray[np.generic]] = [np.broadcast_to(-np.arange(width), eligible.shape)]
     keys += [_sort_values(key, columns, scores) for key in reversed(policy.keys)]
-    if stranded is not None:
-        keys.append(stranded)
+    if costs is not None:
+        keys.append(costs)
     return np.lexsort((*keys, ~eligible), axis=1)
 
 

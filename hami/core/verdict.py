@@ -41,6 +41,7 @@ class NodeReason(StrEnum):
     TOO_FEW_FIT = "AllocatedCardsInsufficientRequest"
     NUMA = "NumaNotFit"
     QUOTA = "ResourceQuotaNotFit"
+    GANG = "GangNotFit"
 
 
 class Unit(Enum):

@@ -281,6 +281,20 @@ def test_the_same_profiles_are_worked_out_once() -> None:
     assert mig.geometry(A100).packing(memory=4000) is mig.geometry(A100).packing(memory=4800)
 
 
+@devices
+def test_costs_name_the_larger_profiles_that_lose_their_last_room(profiles: Profiles) -> None:
+    costs = mig.geometry(profiles).costs(memory=4000)
+    for mask, option in answers(profiles, 4000):
+        if option is None:
+            assert costs[mask] == 0
+            continue
+        after = mask | bits(option[1])
+        lost = any(
+            p.memory > option[0].memory and free(p, mask) and not free(p, after) for p in profiles
+        )
+        assert (costs[mask] >= 16) == lost
+
+
 # -- counters ----------------------------------------------------------------------------------
 
 placements = st.builds(MigPlacement, start=st.integers(0, 7), size=st.integers(1, 8))
