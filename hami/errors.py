@@ -9,6 +9,7 @@
     ├── AdmissionError         the pod must be refused; the message is for its author
     ├── StaleSnapshotError     the node changed and the decision no longer holds: decide again
     ├── UnfitError             nothing can hold the request now; the message says why
+    │   └── QuotaExceededError     its namespace's quota leaves no room for it
     ├── DeviceError            the driver or NVML refused or broke
     ├── AllocateError          the kubelet's request cannot be answered
     ├── SandboxError           the sandbox cannot start or do what was asked
@@ -52,6 +53,10 @@ class StaleSnapshotError(HamiError):
 
 class UnfitError(HamiError):
     """The request fits nowhere it was asked to fit."""
+
+
+class QuotaExceededError(UnfitError):
+    """The pod's namespace has no room for it; the message names the quota and what is left."""
 
 
 class DeviceError(HamiError):

@@ -162,7 +162,7 @@ EXPIRED: Final = Metric(
 MALFORMED_ANNOTATIONS: Final = Metric(
     name="hami_malformed_annotations",
     kind="counter",
-    help="Pods and nodes whose annotations could not be read.",
+    help="Pods and nodes whose annotations, and quotas whose keys, could not be read.",
     labels=("kind",),
 )
 HANDSHAKES: Final = Metric(
@@ -255,6 +255,18 @@ VGPU_CORE_ALLOCATED: Final = Metric(
     help="Device compute given to a container, in percent.",
     labels=_POD_DEVICE,
 )
+QUOTA_USED: Final = Metric(
+    name="hami_resource_quota_used",
+    kind="gauge",
+    help="What a namespace's pods have of a resource, in MiB or percent; limit 0 is no quota.",
+    labels=("namespace", "quota_name", "limit", "zone"),
+)
+QUOTA_LIMIT: Final = Metric(
+    name="hami_resource_quota_limit",
+    kind="gauge",
+    help="The tightest quota of a resource in a namespace, in MiB or percent.",
+    labels=("namespace", "quota_name", "zone"),
+)
 BUILD: Final = Metric(
     name="hami_build_info",
     kind="gauge",
@@ -299,6 +311,8 @@ TABLE: Final = (
     NODE_GPU_MEMORY_RATIO,
     VGPU_MEMORY_ALLOCATED,
     VGPU_CORE_ALLOCATED,
+    QUOTA_USED,
+    QUOTA_LIMIT,
     BUILD,
 )
 """Every row: what a process exports stands here, or is about the API server."""

@@ -32,11 +32,12 @@ from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
 from hami.controllers.podwriter import PodWriter
+from hami.controllers.quotahandler import QuotaHandler
 from hami.controllers.twins import Twins
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.device import DevicePolicy, NodePolicy
-from hami.core.objects import Node, Pod
+from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
 from hami.core.request import Defaults
 from hami.errors import UnavailableError
@@ -45,7 +46,7 @@ from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
 from hami.kube.metrics import KubeMetrics
 from hami.kube.reflector import Reflector
-from hami.kube.resources import NODES, PODS
+from hami.kube.resources import NODES, PODS, RESOURCE_QUOTAS
 from hami.logs import get_logger
 from hami.site import vendor_table
 
@@ -91,6 +92,7 @@ class _Parts:
     cache: AllocationCache
     pods: Informer[Pod]
     nodes: Informer[Node]
+    quotas: Informer[ResourceQuota]
     recorder: EventRecorder
     handshake: Handshake
     exporter: Exporter
@@ -106,10 +108,17 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     cache, twins = AllocationCache(), Twins(patience_seconds=own.allocate_timeout_seconds)
     pods = Informer(Reflector(client, PODS, decode=msgspec.json.Decoder(Pod).decode))
     nodes = Informer(Reflector(client, NODES, decode=msgspec.json.Decoder(Node).decode))
+    quotas = Informer(
+        Reflector(client, RESOURCE_QUOTAS, decode=msgspec.json.Decoder(ResourceQuota).decode)
+    )
     pod_handler = PodHandler(cache, twins, vendors=vendors, recorder=recorder, counters=counters)
     node_handler = NodeHandler(cache, vendors=vendors, recorder=recorder, counters=counters)
+    quota_handler = QuotaHandler(
+        cache.quotas, vendors=vendors, recorder=recorder, counters=counters
+    )
     pods.add_handler(pod_handler.on_set, pod_handler.on_delete)
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
+    quotas.add_handler(quota_handler.on_set, quota_handler.on_delete)
     placer = Placer(cache.table)
     defaults = Defaults(
         node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
@@ -140,6 +149,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         defaults=defaults,
         scheduler_name=own.scheduler_name,
         overwrite_default_scheduler=own.overwrite_default_scheduler,
+        lack=cache.lack,
     )
     pair = pair_of(own)
     return _Parts(
@@ -149,6 +159,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         cache=cache,
         pods=pods,
         nodes=nodes,
+        quotas=quotas,
         recorder=recorder,
         handshake=Handshake(
             client, nodes, handler=node_handler, vendors=vendors, settings=own, counters=counters
@@ -158,7 +169,9 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
             silent_seconds={
                 "pods": lambda: pods.last_event_age,
                 "nodes": lambda: nodes.last_event_age,
+                "resourcequotas": lambda: quotas.last_event_age,
             },
+            vendors=vendors,
             registry=registry,
         ),
         services=server.Services(
@@ -167,7 +180,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
             rules=rules,
             settings=own,
             counters=counters,
-            is_synced=lambda: nodes.synced and pods.synced,
+            is_synced=lambda: nodes.synced and quotas.synced and pods.synced,
         ),
         certificates=None if pair is None else Certificates(pair, counters=counters),
     )
@@ -229,7 +242,7 @@ async def _stop_on_signal(working: anyio.CancelScope) -> None:
 
 
 async def _sync(parts: _Parts, group: TaskGroup) -> None:
-    """Fill the stores, nodes first so that pods find their devices.
+    """Fill the stores, pods last so that they find their devices.
 
     Raises:
         UnavailableError: Not within the deadline.
@@ -238,10 +251,11 @@ async def _sync(parts: _Parts, group: TaskGroup) -> None:
     try:
         with anyio.fail_after(seconds):
             await group.start(parts.nodes.run, name="nodes")
+            await group.start(parts.quotas.run, name="quotas")
             await group.start(parts.pods.run, name="pods")
     except TimeoutError as error:
         raise UnavailableError(
-            f"no complete list of nodes and pods within {seconds:g} s"
+            f"no complete list of nodes, quotas and pods within {seconds:g} s"
         ) from error
     gc.collect()
     gc.freeze()  # what was read at start stays: no collection need look at it again

@@ -18,7 +18,9 @@ from hami import __version__, metrics
 from hami.core.cache import AllocationCache, Reservation, State
 from hami.core.device import Device
 from hami.core.quantity import BYTES_PER_MIB
+from hami.core.quota import Ceiling, QuotaUse, resource_names
 from hami.core.table import Ints
+from hami.core.vendor import VendorTable
 from hami.metrics import Metric
 
 ZONE = "vGPU"
@@ -34,6 +36,8 @@ class _Copy:
     used_memory: Ints
     used_cores: Ints
     reservations: tuple[Reservation, ...] = ()
+    quotas: tuple[tuple[str, tuple[Ceiling, ...], QuotaUse], ...] = ()
+    """Each namespace with its ceilings and usage."""
     generation: int = 0
     silent_seconds: tuple[tuple[str, float], ...] = ()
 
@@ -46,6 +50,7 @@ class Exporter(Collector):
         cache: AllocationCache,
         *,
         silent_seconds: Mapping[str, Callable[[], float]],
+        vendors: VendorTable,
         registry: CollectorRegistry,
     ) -> None:
         """Register as a collector.
@@ -53,10 +58,12 @@ class Exporter(Collector):
         Args:
             cache: What to show.
             silent_seconds: For each resource, how long ago the API server was heard about it.
+            vendors: This site's table, for the names of what quotas limit.
             registry: Where to register.
         """
         self._cache = cache
         self._silent_seconds = silent_seconds
+        self._vendors = vendors
         self._copy = self._take()
         registry.register(self)
 
@@ -65,13 +72,16 @@ class Exporter(Collector):
         self._copy = self._take()
 
     def _take(self) -> _Copy:
-        table = self._cache.table
+        table, book = self._cache.table, self._cache.quotas
         return _Copy(
             devices=tuple((name, row, table.devices(name)) for name, row in table.rows.items()),
             used_slots=table.columns.used_slots.copy(),
             used_memory=table.columns.used_memory.copy(),
             used_cores=table.columns.used_cores.copy(),
             reservations=tuple(self._cache.reservations()),
+            quotas=tuple(
+                (name, book.ceilings(name), book.used(name)) for name in sorted(book.namespaces())
+            ),
             generation=int(table.generations.max()),
             silent_seconds=tuple((name, age()) for name, age in self._silent_seconds.items()),
         )
@@ -90,6 +100,7 @@ class Exporter(Collector):
         yield _family(metrics.RESERVATIONS, [((s,), n) for s, n in states.items()])
         yield from _node_families(copy)
         yield from _pod_families(copy)
+        yield from _quota_families(copy, self._vendors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +161,23 @@ def _pod_families(copy: _Copy) -> Iterator[GaugeMetricFamily]:
         metrics.VGPU_MEMORY_ALLOCATED, [(key, d.memory * BYTES_PER_MIB) for key, d in rows]
     )
     yield _family(metrics.VGPU_CORE_ALLOCATED, [(key, d.cores) for key, d in rows])
+
+
+def _quota_families(copy: _Copy, vendors: VendorTable) -> Iterator[GaugeMetricFamily]:
+    used, most = [], []
+    for namespace, ceilings, use in copy.quotas:
+        limits = {(c.vendor, c.kind): c.most for c in ceilings}
+        for vendor in vendors.values():
+            amount = use.get(vendor.name)
+            for kind, name in resource_names(vendor):
+                limit = limits.get((vendor.name, kind))
+                if limit is not None:
+                    most.append(((namespace, name, ZONE), limit))
+                if limit is not None or amount is not None:
+                    value = 0 if amount is None else amount.of(kind)
+                    used.append(((namespace, name, str(limit or 0), ZONE), value))
+    yield _family(metrics.QUOTA_USED, used)
+    yield _family(metrics.QUOTA_LIMIT, most)
 
 
 def _family(row: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from hami.config import ControllerSettings
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
@@ -22,7 +24,7 @@ from hami.core.objects import Pod
 from hami.core.placement import Placer, Ranking
 from hami.core.request import Defaults, read_request, roles_of
 from hami.core.vendor import VendorTable
-from hami.core.verdict import Verdict
+from hami.core.verdict import NodeReason, Verdict
 from hami.errors import StaleSnapshotError, UnfitError
 from hami.kube.events import EventRecorder
 from hami.kube.resources import PODS, ObjectRef
@@ -93,16 +95,28 @@ class Extender:
         if request.empty:
             return Feasible(nodes=nodes, failed=None)
         if not pod.metadata.uid:  # somebody asks what would be: nothing is held, nobody told
-            ranking = self._placer.rank(request, nodes)
+            ranking = self._rank(pod, request, nodes)
             return self._feasible(ranking)
         expires_at = self._take_back(pod)
-        ranking = self._placer.rank(request, nodes)
+        ranking = self._rank(pod, request, nodes)
         if ranking.best is None:
             self._explain(pod, ranking.failed)
         else:
             self._hold(pod, request, ranking.best, expires_at=expires_at)
             self._remember(pod.metadata.uid, replace(ranking, failed={}))
         return self._feasible(ranking)
+
+    def _rank(self, pod: Pod, request: PodRequest, nodes: tuple[str, ...]) -> Ranking:
+        """The placer's answer, where the pod's namespace has room for it at all."""
+        lack = self._cache.lack(pod.metadata.namespace, request)
+        if lack is None:
+            return self._placer.rank(request, nodes)
+        return Ranking(
+            feasible=(),
+            preference=np.zeros(0),
+            failed=dict.fromkeys(nodes, f"{NodeReason.QUOTA.value}: {lack}"),
+            best=None,
+        )
 
     def _feasible(self, ranking: Ranking) -> Feasible:
         best = ranking.best

@@ -93,9 +93,10 @@ def _answer(asked: _Review, request: _Request, rules: Rules) -> Answer:
     except _DECODE_ERRORS as error:
         return refuse(asked, 400, f"request.object: expected a pod, met {error}")
     meta = pod.metadata
-    name = f"{meta.namespace or request.namespace}/{meta.name or meta.generate_name}"
+    namespace = request.namespace or meta.namespace
+    name = f"{namespace}/{meta.name or meta.generate_name}"
     try:
-        return _allow(asked, request, name, admit(pod, raw, rules))
+        return _allow(asked, request, name, admit(pod, raw, rules, namespace=namespace))
     except AdmissionError as error:
         return _deny(asked, name, str(error))
     except RecursionError:  # no pod of an API server; too deep to be copied

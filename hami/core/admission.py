@@ -1,20 +1,25 @@
 """Admission: a pod in, the JSON patch that makes it schedulable out, or a refusal for its author.
 
 Fills in what the request leaves unsaid (count, exclusive cores), passes settings on as environment,
-and gives the pod to this project's scheduler. Only what changes is patched, and admitting a patched
-pod again changes nothing, so that re-invocation and fields unknown to us are safe. All that differs
-between accelerators comes from the vendor rows. Input: pods as their authors wrote them.
+and gives the pod to this project's scheduler. What its namespace has no room for is refused. Only
+what changes is patched, and admitting a patched pod again changes nothing, so that re-invocation
+and fields unknown to us are safe. All that differs between accelerators comes from the vendor rows.
+Input: pods as their authors wrote them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hami.core.objects import Container, Pod
+import msgspec
+
+from hami.core.device import PodRequest
+from hami.core.objects import Container, Pod, PodSpec
 from hami.core.quantity import MAX_INT32, parse_whole
+from hami.core.quota import Lack
 from hami.core.request import WHOLE, Defaults, read_request
 from hami.core.vendor import Vendor, VendorTable
 from hami.errors import AdmissionError, CodecError, QuantityError
@@ -27,6 +32,10 @@ HIDDEN: Final = "none"
 """What a container's list of visible devices says when there are none for it."""
 
 
+def _nothing_lacks(_namespace: str, _request: PodRequest) -> None:
+    """Where there are no quotas."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How this site admits pods."""
@@ -37,18 +46,24 @@ class Rules:
     """Given to pods that ask for devices; empty leaves their scheduler as it is."""
     overwrite_default_scheduler: bool = True
     """Whether pods of the default scheduler are taken over."""
+    lack: Callable[[str, PodRequest], Lack | None] = _nothing_lacks
+    """What the quotas of a namespace lack for a pod, wherever it goes."""
 
 
-def admit(pod: Pod, raw: Mapping[str, Any], rules: Rules) -> tuple[Operation, ...]:
+def admit(
+    pod: Pod, raw: Mapping[str, Any], rules: Rules, *, namespace: str = ""
+) -> tuple[Operation, ...]:
     """The operations that make the pod ready to be scheduled; none if it is no business of ours.
 
     Args:
         pod: The pod, decoded.
         raw: The same pod as it came, to which the operations apply.
         rules: How this site admits pods.
+        namespace: Where it is made; by default where the pod itself says.
 
     Raises:
-        AdmissionError: The pod must be refused; the message names the container and the resource.
+        AdmissionError: The pod must be refused; the message names the container and the resource,
+            or the quota.
     """
     if not pod.spec.containers:
         raise AdmissionError("the pod has no containers")
@@ -59,6 +74,7 @@ def admit(pod: Pod, raw: Mapping[str, Any], rules: Rules) -> tuple[Operation, ..
     asked = [vendor for vendor in vendors if _admit_containers(pod, vendor, draft)]
     if asked:
         _check_pod(pod, rules)
+        _check_demand(draft.complete(pod), rules, namespace or pod.metadata.namespace)
         _admit_pod(pod, asked, draft, rules)
     return tuple(draft.operations)
 
@@ -89,10 +105,6 @@ def _admit_containers(pod: Pod, vendor: Vendor, draft: _Draft) -> bool:
 
 def _check_pod(pod: Pod, rules: Rules) -> None:
     """Refuse what could not be scheduled, or not be limited, in spite of a sound request."""
-    try:
-        read_request(pod, rules.vendors, rules.defaults)
-    except CodecError as error:
-        raise AdmissionError(str(error)) from error
     for _, container in _containers(pod):
         if container.security_context and container.security_context.privileged:
             raise AdmissionError(
@@ -104,6 +116,17 @@ def _check_pod(pod: Pod, rules: Rules) -> None:
             f"the pod has node {pod.spec.node_name!r} assigned: devices are chosen by scheduler "
             f"{rules.scheduler_name!r}; use a node selector instead of spec.nodeName"
         )
+
+
+def _check_demand(pod: Pod, rules: Rules, namespace: str) -> None:
+    """Refuse a demand, with all its defaults, that filter could not read or quotas do not allow."""
+    try:
+        request = read_request(pod, rules.vendors, rules.defaults)
+    except CodecError as error:
+        raise AdmissionError(str(error)) from error
+    lack = rules.lack(namespace, request)
+    if lack is not None:
+        raise AdmissionError(f"exceeding resource quota: {lack}")
 
 
 def _admit_pod(pod: Pod, asked: Sequence[Vendor], draft: _Draft, rules: Rules) -> None:
@@ -216,6 +239,10 @@ class _Draft:
             parent = child
         self._record("add", path, value)
         parent[path[-1]] = value
+
+    def complete(self, pod: Pod) -> Pod:
+        """The pod with what is patched so far."""
+        return msgspec.structs.replace(pod, spec=msgspec.convert(self._pod["spec"], PodSpec))
 
     def set_env(self, container: Path, name: str, value: str) -> None:
         """Make the variable have this value, once: the last of its name is the one that counts."""

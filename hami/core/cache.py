@@ -21,10 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hami.core import quota
 from hami.core.allocation import Allocation, Charge
-from hami.core.device import Device, DeviceUuid
+from hami.core.device import Device, DeviceUuid, PodRequest, VendorName
+from hami.core.quota import NO_USE, Lack, QuotaBook, QuotaUse
 from hami.core.table import DeviceTable
-from hami.errors import StaleSnapshotError
+from hami.errors import QuotaExceededError, StaleSnapshotError
 
 
 class State(StrEnum):
@@ -42,18 +44,22 @@ class Reservation:
     allocation: Allocation
     state: State
     charges: Mapping[DeviceUuid, Charge]
+    use: QuotaUse
+    """What it counts for in its namespace."""
     expires_at: float | None
     """On the caller's monotonic clock; None never expires."""
 
 
 class AllocationCache:
-    """The one owner of the device table.
+    """The one owner of the device table and of the quota book.
 
-    Law: for every device of a known node, used = the sum over all reservations of that node.
+    Laws: for every device of a known node, used = the sum over all reservations of that node; for
+    every namespace, usage = the sum over all its reservations.
     """
 
     def __init__(self) -> None:
         self.table = DeviceTable()
+        self.quotas = QuotaBook()
         self._by_pod: dict[str, Reservation] = {}
         self._by_node: dict[str, dict[str, None]] = {}
         self._expiring: dict[str, float] = {}
@@ -74,9 +80,14 @@ class AllocationCache:
         self.table.remove_node(name)
 
     def hold(self, allocation: Allocation, *, expires_at: float) -> None:
-        """Softly keep a filter's choice, in place of an earlier one; a bind under way stands."""
+        """Softly keep a filter's choice, in place of an earlier one; a bind under way stands.
+
+        Raises:
+            QuotaExceededError: The namespace has no room for it; an earlier choice stands.
+        """
         current = self._by_pod.get(allocation.uid)
         if current is None or current.state is State.HELD:
+            self._require_room(allocation, current)
             self._put(allocation, State.HELD, expires_at=expires_at)
 
     def reserve(self, allocation: Allocation, *, generation: int, expires_at: float) -> None:
@@ -90,6 +101,7 @@ class AllocationCache:
         Raises:
             StaleSnapshotError: The node has changed since, or the pod is bound already: decide
                 again.
+            QuotaExceededError: The namespace has no room for it.
         """
         current = self._by_pod.get(allocation.uid)
         if current is not None and current.state is State.CONFIRMED:
@@ -101,10 +113,14 @@ class AllocationCache:
             raise StaleSnapshotError(
                 f"node {allocation.node}: decided at generation {generation}, now at {seen}"
             )
+        self._require_room(allocation, current)
         self._put(allocation, State.RESERVED, expires_at=expires_at)
 
     def confirm(self, allocation: Allocation, *, init_done: bool = False) -> None:
-        """The API server shows the pod bound with these devices: count exactly that. Idempotent."""
+        """The API server shows the pod bound with these devices: count exactly that. Idempotent.
+
+        That is the truth, whatever a quota says.
+        """
         self._put(allocation, State.CONFIRMED, expires_at=None, init_done=init_done)
 
     def release(self, uid: str) -> bool:
@@ -125,6 +141,18 @@ class AllocationCache:
         late = [uid for uid, expires_at in self._expiring.items() if expires_at <= now]
         return tuple(self._drop(uid) for uid in late)
 
+    def lack(self, namespace: str, request: PodRequest) -> Lack | None:
+        """What the namespace's quotas lack for a pod at the least, whichever devices it gets.
+
+        Where it asks for shares of devices they are taken to be the smallest there are, so that
+        nothing is lacking that might fit. ``hold`` and ``reserve`` are exact.
+        """
+        room = self.quotas.room(namespace)
+        if room is None:
+            return None
+        sizes = {vendor: self._smallest(vendor) for vendor in quota.asks_shares(request)}
+        return next(iter(room.lacks(quota.needs(request, device_memory=sizes))), None)
+
     def get(self, uid: str) -> Reservation | None:
         """What is held for the pod."""
         return self._by_pod.get(uid)
@@ -140,6 +168,22 @@ class AllocationCache:
     def __len__(self) -> int:
         return len(self._by_pod)
 
+    def _smallest(self, vendor: VendorName) -> int:
+        """MiB of the vendor's smallest device; 0 if there is none."""
+        c = self.table.columns
+        own = c.memory[c.present & (c.vendor == self.table.words.number(vendor))]
+        return int(own.min()) if own.size else 0
+
+    def _require_room(self, allocation: Allocation, current: Reservation | None) -> None:
+        """Refuse what would break a ceiling, with what the pod counts for now taken back."""
+        lack = self.quotas.lack(
+            allocation.namespace,
+            quota.use_of(allocation),
+            without=NO_USE if current is None else current.use,
+        )
+        if lack is not None:
+            raise QuotaExceededError(f"pod {allocation.pod}: {lack}")
+
     def _put(
         self,
         allocation: Allocation,
@@ -150,13 +194,24 @@ class AllocationCache:
     ) -> None:
         current = self._by_pod.get(allocation.uid)
         charges = allocation.charges(init_done=init_done)
+        use = quota.use_of(allocation, init_done=init_done)
         node = allocation.node
         moved = current is None or current.charges != charges or current.allocation.node != node
+        namespace = allocation.namespace
+        counted = (
+            moved
+            or current is None
+            or (current.use, current.allocation.namespace) != (use, namespace)
+        )
         if current is not None and moved:
             self._drop(allocation.uid)
+        elif current is not None and counted:
+            self.quotas.charge(current.allocation.namespace, current.use, sign=-1)
         self._by_pod[allocation.uid] = Reservation(
-            allocation=allocation, state=state, charges=charges, expires_at=expires_at
+            allocation=allocation, state=state, charges=charges, use=use, expires_at=expires_at
         )
+        if counted:
+            self.quotas.charge(namespace, use, sign=1)
         self._expiring.pop(allocation.uid, None)
         if expires_at is not None:
             self._expiring[allocation.uid] = expires_at
@@ -173,4 +228,5 @@ class AllocationCache:
         if not on_node:
             del self._by_node[node]
         self.table.charge(node, reservation.charges, sign=-1)
+        self.quotas.charge(reservation.allocation.namespace, reservation.use, sign=-1)
         return reservation

@@ -159,11 +159,12 @@ def read_quota(obj: ResourceQuota, vendors: VendorTable) -> tuple[Quota, tuple[s
     ceilings: list[Ceiling] = []
     problems: list[str] = []
     for vendor in vendors.values():
-        for kind, key, factor in _keys(vendor):
+        for kind, name in resource_names(vendor):
+            key = KEY_PREFIX + name
             if key not in hard:
                 continue
             try:
-                most = parse_whole(hard[key], maximum=_ANY_QUANTITY) * factor
+                most = parse_whole(hard[key], maximum=_ANY_QUANTITY)
             except QuantityError as error:
                 problems.append(f"{key}: {error}")
                 continue
@@ -173,20 +174,25 @@ def read_quota(obj: ResourceQuota, vendors: VendorTable) -> tuple[Quota, tuple[s
                     key=key,
                     vendor=vendor.name,
                     kind=kind,
-                    most=min(most, MAX_CEILING),
+                    most=min(most * _factor(vendor, kind), MAX_CEILING),
                 )
             )
     quota = Quota(namespace=meta.namespace, name=meta.name, ceilings=tuple(ceilings))
     return quota, tuple(problems)
 
 
-def _keys(vendor: Vendor) -> Iterator[tuple[Kind, str, int]]:
-    """The vendor's keys, with the factor that takes their numbers to MiB or percent."""
+def resource_names(vendor: Vendor) -> Iterator[tuple[Kind, str]]:
+    """The vendor's resources that quotas can limit."""
     names = vendor.resources
     if names.memory:
-        yield Kind.MEMORY, KEY_PREFIX + names.memory, vendor.memory_factor
+        yield Kind.MEMORY, names.memory
     if names.cores:
-        yield Kind.CORES, KEY_PREFIX + names.cores, 1
+        yield Kind.CORES, names.cores
+
+
+def _factor(vendor: Vendor, kind: Kind) -> int:
+    """What takes a number in the vendor's unit to MiB or percent."""
+    return vendor.memory_factor if kind is Kind.MEMORY else 1
 
 
 # -- what a pod counts for ---------------------------------------------------------------------
@@ -320,8 +326,8 @@ class QuotaBook:
         self.generation += 1
 
     def used(self, namespace: str) -> QuotaUse:
-        """What the namespace's pods count for together."""
-        return MappingProxyType(self._used.get(namespace, {}))
+        """What the namespace's pods count for together, now."""
+        return dict(self._used.get(namespace, {}))
 
     def ceilings(self, namespace: str) -> tuple[Ceiling, ...]:
         """The tightest of each key."""

@@ -88,6 +88,9 @@ NODES: Final = Resource(api_version="v1", kind="Node", plural="nodes", namespace
 NAMESPACES: Final = Resource(
     api_version="v1", kind="Namespace", plural="namespaces", namespaced=False
 )
+RESOURCE_QUOTAS: Final = Resource(
+    api_version="v1", kind="ResourceQuota", plural="resourcequotas", namespaced=True
+)
 EVENTS: Final = Resource(api_version="v1", kind="Event", plural="events", namespaced=True)
 LEASES: Final = Resource(
     api_version="coordination.k8s.io/v1", kind="Lease", plural="leases", namespaced=True

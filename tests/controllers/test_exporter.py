@@ -70,6 +70,7 @@ async def test_every_gauge_of_a_device_and_of_its_pod(
     assert {dict(key)["resource"] for key in metrics["hami_informer_silent_seconds"]} == {
         "nodes",
         "pods",
+        "resourcequotas",
     }
 
 

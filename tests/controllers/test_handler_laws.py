@@ -75,6 +75,7 @@ class Watcher:
             "pods": {
                 r.allocation.uid: (r.allocation, dict(r.charges)) for r in self.cache.reservations()
             },
+            "quotas": self.cache.quotas.used("default"),
             "in flight": len(self.twins),
         }
 

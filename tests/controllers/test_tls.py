@@ -17,7 +17,7 @@ from hami.controllers.certificates import pair_of
 from hami.errors import ConfigError
 from hami.sandbox.apiserver import ApiServer
 from tests.support.cluster import sandbox_only
-from tests.support.controller import Controller, pod_object, running
+from tests.support.controller import Controller, pod_object, quota_object, running
 from tests.support.kube import until
 
 Configure = Callable[..., Settings]
@@ -68,47 +68,53 @@ async def serial_of(controller: Controller) -> str:
     return serial
 
 
+def register_webhook(server: ApiServer, controller: Controller, issuer: Issuer) -> None:
+    """Have the API server ask the controller about each new pod."""
+    authority = base64.b64encode(issuer.authority.cert_pem.bytes()).decode()
+    new_pods = {
+        "operations": ["CREATE"],
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "resources": ["pods"],
+    }
+    server.store.create(
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": "hami"},
+            "webhooks": [
+                {
+                    "name": "vgpu.hami.io",
+                    "admissionReviewVersions": ["v1"],
+                    "sideEffects": "None",
+                    "failurePolicy": "Fail",
+                    "clientConfig": {"url": f"{controller.url}/webhook", "caBundle": authority},
+                    "rules": [new_pods],
+                }
+            ],
+        }
+    )
+
+
+async def create(
+    server: ApiServer, controller: Controller, pod: dict[str, Any], namespace: str = "default"
+) -> Any:
+    """What the API server answers to the new pod."""
+    path = f"{server.url}/api/v1/namespaces/{namespace}/pods"
+    async with controller.session.post(path, json=pod) as response:
+        return await response.json()
+
+
 @sandbox_only("needs an API server that reaches the controller on this machine's loopback")
 async def test_api_server_has_pods_admitted_over_tls(
     server: ApiServer, configure: Configure, issuer: Issuer
 ) -> None:
     async with running(configure(**issuer.files), authority=issuer.trust()) as controller:
-        authority = base64.b64encode(issuer.authority.cert_pem.bytes()).decode()
-        server.store.create(
-            {
-                "apiVersion": "admissionregistration.k8s.io/v1",
-                "kind": "MutatingWebhookConfiguration",
-                "metadata": {"name": "hami"},
-                "webhooks": [
-                    {
-                        "name": "vgpu.hami.io",
-                        "admissionReviewVersions": ["v1"],
-                        "sideEffects": "None",
-                        "failurePolicy": "Fail",
-                        "clientConfig": {
-                            "url": f"{controller.url}/webhook",
-                            "caBundle": authority,
-                        },
-                        "rules": [
-                            {
-                                "operations": ["CREATE"],
-                                "apiGroups": [""],
-                                "apiVersions": ["v1"],
-                                "resources": ["pods"],
-                            }
-                        ],
-                    }
-                ],
-            }
-        )
+        register_webhook(server, controller, issuer)
         pod = pod_object("p", gpus=1, memory=None)
         del pod["spec"]["schedulerName"]
-        path = f"{server.url}/api/v1/namespaces/default/pods"
-        async with controller.session.post(path, json=pod) as response:
-            created = await response.json()
-        bad = pod_object("bad", memory=-5)
-        async with controller.session.post(path, json=bad) as response:
-            refused = await response.json()
+        created = await create(server, controller, pod)
+        refused = await create(server, controller, pod_object("bad", memory=-5))
 
     assert created["spec"]["schedulerName"] == "hami-scheduler"
     limits = created["spec"]["containers"][0]["resources"]
@@ -122,6 +128,38 @@ async def test_api_server_has_pods_admitted_over_tls(
     )
     assert "vgpu.hami.io" in refused["message"]
     assert "nvidia.com/gpumem" in refused["message"]
+
+
+@sandbox_only("needs an API server that reaches the controller on this machine's loopback")
+async def test_pod_that_its_namespace_has_no_room_for_is_not_even_created(
+    server: ApiServer, configure: Configure, issuer: Issuer
+) -> None:
+    """What is bound counts, and whole devices count as all of the compute that they are given."""
+    elsewhere = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "elsewhere"}}
+    server.store.create(elsewhere)
+    server.store.create(quota_object("gpus", memory=100_000, cores=120))
+
+    async with running(configure(**issuer.files), authority=issuer.trust()) as controller:
+        register_webhook(server, controller, issuer)
+        first = await create(server, controller, pod_object("first", memory=30_000, cores=30))
+        assert await controller.bind(first, "n0") == ""
+        memory = await create(server, controller, pod_object("a", memory=80_000))
+        whole = await create(server, controller, pod_object("b", memory=None))
+        pod = pod_object("c", memory=80_000, namespace="elsewhere")
+        elsewhere = await create(server, controller, pod, "elsewhere")
+        fits = await create(server, controller, pod_object("d", memory=20_000))
+        denied = await controller.value("hami_admissions_total", result="denied")
+
+    refusal = 'admission webhook "vgpu.hami.io" denied the request: exceeding resource quota: quota'
+    assert memory["message"] == (
+        f"{refusal} default/gpus: limits.nvidia.com/gpumem: needs 80000 MiB, 70000 of 100000 left"
+    )
+    assert (memory["code"], memory["reason"]) == (403, "Forbidden")
+    assert whole["message"] == (
+        f"{refusal} default/gpus: limits.nvidia.com/gpucores: needs 100%, 90 of 120 left"
+    )
+    assert elsewhere["kind"] == fits["kind"] == "Pod"
+    assert denied == 2
 
 
 async def test_new_certificate_is_used_without_a_restart(

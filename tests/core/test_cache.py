@@ -6,9 +6,20 @@ import pytest
 
 from hami.core.allocation import Charge
 from hami.core.cache import AllocationCache, State
-from hami.core.device import DeviceUuid, Role
-from hami.errors import StaleSnapshotError
-from tests.support.builders import given, make_allocation, make_device, make_devices
+from hami.core.device import ContainerRequest, DeviceRequest, DeviceUuid, PodRequest, Role
+from hami.core.quota import Amount, read_quota
+from hami.core.vendors.nvidia import NVIDIA
+from hami.errors import QuotaExceededError, StaleSnapshotError
+from tests.support.builders import (
+    OTHER,
+    VENDORS,
+    given,
+    make_allocation,
+    make_demand,
+    make_device,
+    make_devices,
+    make_quota,
+)
 
 A, B = DeviceUuid("GPU-0"), DeviceUuid("GPU-1")
 POD = make_allocation([given(A, memory=1000, cores=10)])
@@ -237,3 +248,101 @@ def test_reservations_come_in_order(cache: AllocationCache) -> None:
 
     assert [r.allocation.uid for r in cache.reservations()] == ["uid-b", "uid-a", "uid-c"]
     assert [r.allocation.uid for r in cache.reservations("node-0")] == ["uid-b", "uid-a", "uid-c"]
+
+
+# -- quotas -------------------------------------------------------------------------------------
+
+
+def limit(cache: AllocationCache, memory: int) -> None:
+    quota, _ = read_quota(make_quota(memory=memory), VENDORS)
+    cache.quotas.set_quota(quota)
+
+
+def used(cache: AllocationCache) -> Amount:
+    return dict(cache.quotas.used("default")).get(NVIDIA.name, Amount())
+
+
+def test_what_breaks_a_quota_is_refused_and_changes_nothing(cache: AllocationCache) -> None:
+    limit(cache, 1500)
+    cache.hold(POD, expires_at=1.0)
+    larger = make_allocation([given(A, memory=1600)])
+
+    with pytest.raises(QuotaExceededError, match="needs 1600 MiB, 1500 of 1500 left"):
+        cache.hold(larger, expires_at=2.0)
+    with pytest.raises(QuotaExceededError, match="pod default/pod: quota default/gpus: "):
+        reserve(cache, larger)
+
+    kept = cache.get("uid-pod")
+    assert kept is not None
+    assert (kept.state, kept.allocation, kept.expires_at) == (State.HELD, POD, 1.0)
+    assert used(cache) == Amount(memory=1000, cores=10)
+
+
+def test_pod_does_not_stand_in_its_own_way(cache: AllocationCache) -> None:
+    limit(cache, 1500)
+    cache.hold(POD, expires_at=1.0)
+    cache.hold(make_allocation([given(B, memory=1500)]), expires_at=1.0)
+
+    reserve(cache, make_allocation([given(A, memory=1400)]))
+
+    assert used(cache) == Amount(memory=1400)
+
+
+def test_what_the_api_server_shows_counts_whatever_a_quota_says(cache: AllocationCache) -> None:
+    limit(cache, 0)
+
+    cache.confirm(POD)
+
+    assert used(cache) == Amount(memory=1000, cores=10)
+    cache.forget("uid-pod")
+    assert used(cache) == Amount()
+
+
+def test_pods_of_nodes_that_are_gone_count(cache: AllocationCache) -> None:
+    cache.confirm(POD)
+    cache.remove_node("node-0")
+
+    assert used(cache).memory == 1000
+
+
+def test_reservation_that_moves_counts_once(cache: AllocationCache) -> None:
+    reserve(cache)
+    reserve(cache, make_allocation([given("GPU-x-0", memory=2000)], node="node-1"))
+
+    assert used(cache) == Amount(memory=2000)
+
+
+def test_pod_whose_devices_stay_but_whose_namespace_does_not_is_moved_in_the_book(
+    cache: AllocationCache,
+) -> None:
+    """No API server would do that, but whoever asks for holds can say anything."""
+    cache.hold(POD, expires_at=1.0)
+
+    cache.hold(make_allocation([given(A, memory=1000, cores=10)], namespace="b"), expires_at=1.0)
+
+    assert used(cache) == Amount()
+    assert cache.quotas.used("b") == {NVIDIA.name: Amount(memory=1000, cores=10)}
+
+
+def ask(demand: DeviceRequest) -> PodRequest:
+    return PodRequest(containers=(ContainerRequest(name="c", role=Role.APP, requests=(demand,)),))
+
+
+def test_shares_lack_what_they_would_on_the_smallest_device(cache: AllocationCache) -> None:
+    cache.set_node("small", [make_device("GPU-s", memory=8000)])
+    cache.set_node("other", [make_device("NPU", memory=10, vendor=OTHER.name)])
+    limit(cache, 4000)
+
+    assert cache.lack("default", ask(make_demand(1, percent=50))) is None
+    lack = cache.lack("default", ask(make_demand(1, percent=51)))
+
+    assert lack is not None
+    assert (lack.needed, lack.left) == (4080, 4000)
+    assert cache.lack("elsewhere", ask(make_demand(1, percent=51))) is None
+
+
+def test_shares_of_devices_that_nobody_has_lack_nothing() -> None:
+    cache = AllocationCache()
+    limit(cache, 0)
+
+    assert cache.lack("default", ask(make_demand(1, percent=100))) is None

@@ -1,7 +1,8 @@
 """The cache against a plain dict, under any order of calls.
 
-Laws: what is used of a device is the sum of what is held on it, and never negative; a decision is
-refused exactly if its node changed since, or the pod is bound; replaying a call changes nothing.
+Laws: what is used of a device is the sum of what is held on it, and never negative; what is used of
+a quota is the sum of what is held in its namespace, for ever; a decision is refused exactly if its
+node changed since, the pod is bound, or a quota would be broken; replaying a call changes nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,21 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from hami.core.allocation import Allocation, Charge, ContainerDevice
 from hami.core.cache import AllocationCache, State
 from hami.core.device import Device, DeviceUuid, Role
-from hami.errors import StaleSnapshotError
-from tests.support.builders import given, make_allocation, make_device
+from hami.core.quota import Amount, read_quota
+from hami.core.vendors.nvidia import NVIDIA
+from hami.errors import QuotaExceededError, StaleSnapshotError
+from tests.support.builders import (
+    OTHER,
+    VENDORS,
+    given,
+    make_allocation,
+    make_device,
+    make_quota,
+)
 
 NODES = ("node-0", "node-1")
 UUIDS = ("GPU-0", "GPU-1", "GPU-2")
+NAMESPACES = {"uid-a": "team", "uid-b": "team", "uid-c": "others"}
 
 nodes = st.sampled_from(NODES)
 uids = st.sampled_from(["uid-a", "uid-b", "uid-c"])
@@ -32,7 +43,9 @@ shares = st.builds(
     st.sampled_from([*UUIDS, "GPU-unknown"]),
     memory=st.sampled_from([0, 100, 3000]),
     cores=st.sampled_from([0, 10, 100]),
+    vendor=st.sampled_from([NVIDIA.name, NVIDIA.name, OTHER.name]),
 )
+limits = st.none() | st.sampled_from([0, 100, 3100, 6000, 50_000])
 Containers2 = tuple[tuple[ContainerDevice, ...], tuple[ContainerDevice, ...]]
 containers: st.SearchStrategy[Containers2] = st.tuples(
     st.lists(shares, max_size=2).map(tuple), st.lists(shares, max_size=2).map(tuple)
@@ -66,6 +79,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache = AllocationCache()
         self.inventory: dict[str, tuple[Device, ...]] = {}
         self.held: dict[str, Held] = {}
+        self.quotas: dict[tuple[str, str], tuple[int | None, int | None]] = {}
         self.version: dict[str, int] = dict.fromkeys(NODES, 0)
         self.now = 0.0
 
@@ -88,10 +102,62 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.remove_node(node)
         self.cache.remove_node(node)
 
+    # -- quotas -----------------------------------------------------------------------------
+
+    @rule(
+        namespace=st.sampled_from(["team", "others"]),
+        name=st.sampled_from(["x", "y"]),
+        memory=limits,
+        cores=limits,
+    )
+    def set_quota(self, namespace: str, name: str, memory: int | None, cores: int | None) -> None:
+        self.quotas[namespace, name] = memory, cores
+        obj = make_quota(name, namespace=namespace, memory=memory, cores=cores)
+        self.cache.quotas.set_quota(read_quota(obj, VENDORS)[0])
+
+    @rule(namespace=st.sampled_from(["team", "others"]), name=st.sampled_from(["x", "y"]))
+    def remove_quota(self, namespace: str, name: str) -> None:
+        self.quotas.pop((namespace, name), None)
+        self.cache.quotas.remove_quota(namespace, name)
+
+    def use(self, held: Held) -> dict[str, tuple[int, int]]:
+        """Memory and cores of each vendor: the larger of the init and the app container's sum."""
+        taken: dict[str, tuple[int, int]] = {}
+        for vendor in {d.vendor for d in held.init + held.app}:
+            sums = [
+                (sum(d.memory for d in own), sum(d.cores for d in own))
+                for both in (held.init, held.app)
+                for own in [[d for d in both if d.vendor == vendor]]
+            ]
+            taken[str(vendor)] = max(m for m, _ in sums), max(c for _, c in sums)
+        return taken
+
+    def used(self, namespace: str, *, without: str = "") -> dict[str, tuple[int, int]]:
+        """The sum over the namespace's pods, but for one."""
+        total: dict[str, tuple[int, int]] = {}
+        for uid, held in self.held.items():
+            if NAMESPACES[uid] == namespace and uid != without:
+                for vendor, (memory, cores) in self.use(held).items():
+                    before = total.get(vendor, (0, 0))
+                    total[vendor] = before[0] + memory, before[1] + cores
+        return {vendor: both for vendor, both in total.items() if both != (0, 0)}
+
+    def breaks_a_quota(self, uid: str, held: Held) -> bool:
+        namespace = NAMESPACES[uid]
+        needed = self.use(held).get(NVIDIA.name, (0, 0))
+        others = self.used(namespace, without=uid).get(NVIDIA.name, (0, 0))
+        return any(
+            most is not None and needed[i] and needed[i] + others[i] > most
+            for (where, _), quota in self.quotas.items()
+            if where == namespace
+            for i, most in enumerate(quota)
+        )
+
     # -- pods -------------------------------------------------------------------------------
 
     def allocation(self, uid: str, node: str, both: Containers2) -> Allocation:
-        return make_allocation(*both, uid=uid, node=node, roles=[Role.INIT, Role.APP])
+        roles = [Role.INIT, Role.APP]
+        return make_allocation(*both, uid=uid, namespace=NAMESPACES[uid], node=node, roles=roles)
 
     def put(
         self, uid: str, node: str, both: Containers2, state: State, expires_at: float | None
@@ -120,8 +186,15 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(uid=uids, node=nodes, both=containers, wait=seconds)
     def hold(self, uid: str, node: str, both: Containers2, wait: float) -> None:
-        self.cache.hold(self.allocation(uid, node, both), expires_at=self.now + wait)
-        if uid not in self.held or self.held[uid].state is State.HELD:
+        allocation = self.allocation(uid, node, both)
+        new = Held(state=State.HELD, node=node, init=both[0], app=both[1], expires_at=None)
+        free = uid not in self.held or self.held[uid].state is State.HELD
+        if free and self.breaks_a_quota(uid, new):
+            with pytest.raises(QuotaExceededError, match="quota"):
+                self.cache.hold(allocation, expires_at=self.now + wait)
+            return
+        self.cache.hold(allocation, expires_at=self.now + wait)
+        if free:
             self.put(uid, node, both, State.HELD, self.now + wait)
 
     @rule(target=decisions, uid=uids, node=nodes, both=containers)
@@ -140,6 +213,11 @@ class CacheMachine(RuleBasedStateMachine):
             with pytest.raises(StaleSnapshotError):
                 self.cache.reserve(allocation, generation=generation, expires_at=self.now + wait)
             return
+        new = Held(state=State.RESERVED, node=node, init=both[0], app=both[1], expires_at=None)
+        if self.breaks_a_quota(uid, new):
+            with pytest.raises(QuotaExceededError, match="quota"):
+                self.cache.reserve(allocation, generation=generation, expires_at=self.now + wait)
+            return
         self.cache.reserve(allocation, generation=generation, expires_at=self.now + wait)
         self.put(uid, node, both, State.RESERVED, self.now + wait)
 
@@ -149,9 +227,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.confirm(allocation, init_done=init_done)
         kept: Containers2 = ((), both[1]) if init_done else both
         self.put(uid, node, kept, State.CONFIRMED, None)
-        generation = self.cache.table.generation(node)
+        generations = self.cache.table.generation(node), self.cache.quotas.generation
         self.cache.confirm(allocation, init_done=init_done)
-        assert self.cache.table.generation(node) == generation
+        assert (self.cache.table.generation(node), self.cache.quotas.generation) == generations
 
     @rule(uid=uids)
     def release(self, uid: str) -> None:
@@ -192,6 +270,8 @@ class CacheMachine(RuleBasedStateMachine):
             assert kept is not None
             if not held.init and kept.allocation.containers[0]:
                 fresh.confirm(kept.allocation, init_done=True)
+        for namespace in ("team", "others"):
+            assert fresh.quotas.used(namespace) == self.cache.quotas.used(namespace)
         for node in self.inventory:
             assert fresh.table.used(node) == self.cache.table.used(node)
 
@@ -221,6 +301,17 @@ class CacheMachine(RuleBasedStateMachine):
             used = self.cache.table.used(node)
             assert used == sums
             assert all(min(c.slots, c.memory, c.cores) >= 0 for c in used.values())
+
+    @invariant()
+    def quota_usage_is_the_sum_of_what_is_held(self) -> None:
+        for namespace in ("team", "others"):
+            assert self.cache.quotas.used(namespace) == {
+                vendor: Amount(memory=memory, cores=cores)
+                for vendor, (memory, cores) in self.used(namespace).items()
+            }
+        live = {NAMESPACES[uid] for uid in self.held if self.used(NAMESPACES[uid])}
+        limited = {where for (where, _), quota in self.quotas.items() if quota != (None, None)}
+        assert self.cache.quotas.namespaces() == live | limited
 
     @invariant()
     def nodes_without_pods_are_not_remembered(self) -> None:

@@ -309,6 +309,18 @@ async def test_quota_bounds_what_the_pods_of_a_namespace_ask_for(rest: Rest) -> 
     )
 
 
+async def test_limits_of_extended_resources_are_stored_and_bound_nothing(rest: Rest) -> None:
+    hard = {f"limits.{GPU}": "1", "limits.cpu": "1"}
+    await rest.post(
+        f"{DEFAULT}/resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}}
+    )
+
+    await rest.post(PODS, make_pod(name="a", limits={GPU: 2, "cpu": 1}))
+    status = await rest.post(PODS, make_pod(name="b", limits={"cpu": 1}), expect=403)
+
+    assert "limited: limits.cpu=1" in status["message"]
+
+
 async def test_finished_pods_do_not_count_for_the_quota(rest: Rest) -> None:
     await rest.post(
         f"{DEFAULT}/resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": {"pods": 1}}}

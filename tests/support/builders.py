@@ -31,6 +31,8 @@ from hami.core.objects import (
     Pod,
     PodSpec,
     PodStatus,
+    ResourceQuota,
+    ResourceQuotaSpec,
     ResourceRequirements,
 )
 from hami.core.quantity import MiB, Percent
@@ -230,6 +232,25 @@ def make_node(
     )
 
 
+def make_quota(
+    name: str = "gpus",
+    *,
+    namespace: str = "default",
+    memory: Quantity | None = None,
+    cores: Quantity | None = None,
+    hard: Mapping[str, Quantity] | None = None,
+) -> ResourceQuota:
+    """A quota of ``memory`` and ``cores`` of the first vendor, and of other keys as they are."""
+    names = NVIDIA.resources
+    asked = {f"limits.{names.memory}": memory, f"limits.{names.cores}": cores, **(hard or {})}
+    return ResourceQuota(
+        metadata=ObjectMeta(name=name, namespace=namespace, uid=f"uid-{name}"),
+        spec=ResourceQuotaSpec(
+            hard={key: value for key, value in asked.items() if value is not None}
+        ),
+    )
+
+
 def given(
     uuid: str, *, memory: int = 1000, cores: int = 0, vendor: str = NVIDIA.name
 ) -> ContainerDevice:
@@ -245,13 +266,14 @@ def given(
 def make_allocation(
     *containers: Sequence[ContainerDevice],
     uid: str = "uid-pod",
+    namespace: str = "default",
     node: str = "node-0",
     roles: Sequence[Role] | None = None,
 ) -> Allocation:
     """The allocation of a pod of these containers, app containers unless ``roles`` says else."""
     return Allocation(
         uid=uid,
-        namespace="default",
+        namespace=namespace,
         name=uid.removeprefix("uid-"),
         node=node,
         containers=tuple(tuple(devices) for devices in containers),

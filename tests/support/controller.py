@@ -208,6 +208,20 @@ def pod_object(
     }
 
 
+def quota_object(
+    name: str, *, memory: int | str | None = None, cores: int | str | None = None
+) -> dict[str, Any]:
+    """A ResourceQuota on what the pods of the default namespace may have together."""
+    names = NVIDIA.resources
+    hard = {f"limits.{names.memory}": memory, f"limits.{names.cores}": cores}
+    return {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"hard": {key: str(value) for key, value in hard.items() if value is not None}},
+    }
+
+
 def gpus(node: str, count: int = 2, *, memory: int = 40_000) -> tuple[Device, ...]:
     """Devices whose names tell their node."""
     return builders.make_devices(count, prefix=f"GPU-{node}", memory=memory)

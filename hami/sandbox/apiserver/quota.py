@@ -1,6 +1,8 @@
 """ResourceQuotas: what the pods of a namespace may ask for together.
 
-Counts pods, requests and limits from the pods that are stored, at the moment a pod is created.
+Counts pods, requests and limits from the pods that are stored, at the moment a pod is created; of
+extended resources only requests, so a key such as ``limits.example.com/gpu`` is stored and bounds
+nothing here, as in a real API server.
 Nothing keeps ``status.used`` up to date, and scopes are not looked at: a quota with scopes is
 refused when it is created.
 """
@@ -54,7 +56,8 @@ def pod_usage(pod: Mapping[str, Any]) -> Counter[str]:
     usage: Counter[str] = Counter({"pods": 1, "count/pods": 1})
     for prefix in ("requests", "limits"):
         for name, value in _pod_total(pod["spec"], prefix).items():
-            usage[f"{prefix}.{name}"] = value
+            if prefix == "requests" or name in _BARE:
+                usage[f"{prefix}.{name}"] = value
             if prefix == "requests" and name in _BARE:
                 usage[name] = value
     return usage
