@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hami import __version__, metrics
+from hami.controllers.leadership import Leadership
 from hami.core.cache import AllocationCache, Reservation, State
 from hami.core.device import Device
 from hami.core.quantity import BYTES_PER_MIB
@@ -150,6 +151,24 @@ def _pod_families(copy: _Copy) -> Iterator[GaugeMetricFamily]:
         metrics.VGPU_MEMORY_ALLOCATED, [(key, d.memory * BYTES_PER_MIB) for key, d in rows]
     )
     yield _family(metrics.VGPU_CORE_ALLOCATED, [(key, d.cores) for key, d in rows])
+
+
+class LeadershipExporter(Collector):
+    """Who leads; asked at the scrape itself, for a reign may end by the clock."""
+
+    def __init__(self, leadership: Leadership, registry: CollectorRegistry) -> None:
+        self._leadership = leadership
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges; each process tells of itself alone."""
+        own = self._leadership
+        yield _family(metrics.LEADER, [((own.identity,), float(own.is_leader))])
+        yield _family(metrics.LEADER_TERM, [((), own.term)])
 
 
 def _family(row: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:
