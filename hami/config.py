@@ -141,6 +141,27 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """How often the certificate files are looked at."""
     sync_timeout_seconds: Seconds = 300.0
     """The informers must have synced by then."""
+    leader_elect: bool = False
+    """One of several controllers decides at a time; otherwise this one always does: run one."""
+    lease_namespace: str = "hami-system"
+    """Namespace of the Lease that the deciding controller holds."""
+    lease_name: str = "hami-controller"
+    """Name of that Lease."""
+    lease_duration_seconds: Seconds = 15.0
+    """A Lease not renewed for so long may be taken by another controller."""
+    lease_renew_seconds: Seconds = 10.0
+    """A controller that could not renew for so long decides nothing more; below the duration."""
+    lease_retry_seconds: Seconds = 2.0
+    """Time between two renewals; below that."""
+    scheduler_lease_namespace: str = ""
+    """Namespace of the scheduler's Lease; empty is ``lease_namespace``."""
+    scheduler_lease_name: str = ""
+    """Lease of the schedulers, of which each controller has one on its own host: the controller
+    beside the leading one decides. Empty: there is none beside it, the own Lease alone elects."""
+    identity: str = ""
+    """What the scheduler beside this controller calls its host; empty is the host's name."""
+    orphan_seconds: Seconds = 10.0
+    """After this long the record of an unbound pod that nobody is binding is taken off."""
     stop_seconds: Seconds = 25.0
     """How long a stopping process lets requests under way finish; below the pod's grace (30 s)."""
 

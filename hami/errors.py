@@ -8,6 +8,7 @@
     │   └── QuantityError      a resource quantity is malformed, out of range or not whole
     ├── AdmissionError         the pod must be refused; the message is for its author
     ├── StaleSnapshotError     the node changed and the decision no longer holds: decide again
+    ├── NotLeaderError         another process decides now; the message says which
     ├── UnfitError             nothing can hold the request now; the message says why
     │   └── QuotaExceededError     its namespace's quota leaves no room for it
     ├── DeviceError            the driver or NVML refused or broke
@@ -49,6 +50,10 @@ class AdmissionError(HamiError):
 
 class StaleSnapshotError(HamiError):
     """A node changed after the decision was made and the decision no longer holds."""
+
+
+class NotLeaderError(HamiError):
+    """This process may not decide, or no longer: another one leads, or nobody does yet."""
 
 
 class UnfitError(HamiError):

@@ -7,7 +7,7 @@ nothing of what the process does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import NoReturn
 
@@ -33,6 +33,10 @@ async def _nothing_to_refresh() -> None:
     """For processes whose metrics are always up to date."""
 
 
+def _nothing_to_say() -> Mapping[str, str]:
+    return {}
+
+
 async def serve(
     *,
     host: str,
@@ -40,6 +44,7 @@ async def serve(
     ready: Callable[[], str | None],
     registry: CollectorRegistry,
     refresh: Callable[[], Awaitable[None]] = _nothing_to_refresh,
+    headers: Callable[[], Mapping[str, str]] = _nothing_to_say,
     task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; started, with the port, once the socket listens.
@@ -50,6 +55,7 @@ async def serve(
         ready: None when ready, else what is missing.
         registry: Whose metrics to serve.
         refresh: Awaited before each scrape, for a bounded time.
+        headers: What else ``/readyz`` tells, whatever its answer.
         task_status: Of the task group that starts this.
 
     Raises:
@@ -57,7 +63,7 @@ async def serve(
     """
     app = web.Application()
     app.router.add_get("/healthz", _alive)
-    app.router.add_get("/readyz", partial(_readiness, ready))
+    app.router.add_get("/readyz", partial(_readiness, ready, headers))
     app.router.add_get("/metrics", partial(_metrics, registry, refresh))
     runner = web.AppRunner(
         app, handle_signals=False, access_log=None, shutdown_timeout=STOP_SECONDS
@@ -83,11 +89,13 @@ async def _alive(_: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
-async def _readiness(ready: Callable[[], str | None], _: web.Request) -> web.Response:
+async def _readiness(
+    ready: Callable[[], str | None], headers: Callable[[], Mapping[str, str]], _: web.Request
+) -> web.Response:
     missing = ready()
     if missing is None:
-        return web.Response(text="ok\n")
-    return web.Response(status=503, text=f"not ready: {missing}\n")
+        return web.Response(text="ok\n", headers=headers())
+    return web.Response(status=503, text=f"not ready: {missing}\n", headers=headers())
 
 
 async def _metrics(

@@ -139,7 +139,7 @@ ADMISSIONS: Final = Metric(
 BINDS: Final = Metric(
     name="hami_bind",
     kind="counter",
-    help="Binds asked for: bound, repeated, unfit, gone, conflicted or failed.",
+    help="Binds asked for: bound, repeated, unfit, gone, conflicted, deposed or failed.",
     labels=("result",),
 )
 BIND_CONFLICTS: Final = Metric(
@@ -164,6 +164,13 @@ MALFORMED_ANNOTATIONS: Final = Metric(
     kind="counter",
     help="Pods and nodes whose annotations, and quotas whose keys, could not be read.",
     labels=("kind",),
+)
+ORPHANS: Final = Metric(
+    name="hami_orphaned_records",
+    kind="counter",
+    help="Records taken off unbound pods: fenced (another reign's, at the beginning of this one), "
+    "or tidied later.",
+    labels=("how",),
 )
 HANDSHAKES: Final = Metric(
     name="hami_handshakes",
@@ -196,6 +203,17 @@ INFORMER_AGE: Final = Metric(
     kind="gauge",
     help="Time since the API server was last heard about a resource.",
     labels=("resource",),
+)
+LEADER: Final = Metric(
+    name="hami_leader",
+    kind="gauge",
+    help="Whether this controller is the one that decides.",
+    labels=("identity",),
+)
+LEADER_TERM: Final = Metric(
+    name="hami_leader_term",
+    kind="gauge",
+    help="Term of this controller's present reign, or of its last.",
 )
 
 _NODE_DEVICE: Final = ("node", "device_uuid", "device_index", "device_type", "zone")
@@ -297,11 +315,14 @@ TABLE: Final = (
     TWIN_SECONDS,
     EXPIRED,
     MALFORMED_ANNOTATIONS,
+    ORPHANS,
     HANDSHAKES,
     CERTIFICATE_LOADS,
     CACHE_GENERATION,
     RESERVATIONS,
     INFORMER_AGE,
+    LEADER,
+    LEADER_TERM,
     GPU_MEMORY_LIMIT,
     GPU_CORE_LIMIT,
     GPU_MEMORY_ALLOCATED,

@@ -23,16 +23,19 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from hami import __version__, crashpoints, health
 from hami.config import ControllerSettings, Settings
-from hami.controllers import server
+from hami.controllers import leadership, server
 from hami.controllers.binder import CRASH_POINTS, Binder
 from hami.controllers.certificates import Certificates, pair_of
 from hami.controllers.counters import ControllerCounters
-from hami.controllers.exporter import Exporter
+from hami.controllers.exporter import Exporter, LeadershipExporter
 from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
+from hami.controllers.leftovers import Leftovers
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.quotahandler import QuotaHandler
+from hami.controllers.roles import RoleLabel, own_pod
+from hami.controllers.succession import Succession
 from hami.controllers.twins import Twins
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
@@ -98,6 +101,10 @@ class _Parts:
     exporter: Exporter
     services: server.Services
     certificates: Certificates | None
+    leadership: leadership.Leadership
+    leftovers: Leftovers
+    role: RoleLabel
+    succession: Succession
 
 
 def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> _Parts:
@@ -119,12 +126,13 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     pods.add_handler(pod_handler.on_set, pod_handler.on_delete)
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
     quotas.add_handler(quota_handler.on_set, quota_handler.on_delete)
-    placer = Placer(cache.table)
+    placer, leads = Placer(cache.table), leadership.make(own, client)
     defaults = Defaults(
         node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
     )
+    writer = PodWriter(client, vendors=vendors)
     binder = Binder(
-        PodWriter(client, vendors=vendors),
+        writer,
         pods,
         cache=cache,
         placer=placer,
@@ -134,7 +142,20 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         settings=own,
         recorder=recorder,
         counters=counters,
+        leadership=leads,
     )
+    leftovers = Leftovers(
+        client,
+        pods,
+        writer=writer,
+        vendors=vendors,
+        settings=own,
+        counters=counters,
+        is_binding=binder.is_binding,
+    )
+    pods.add_handler(leftovers.on_set, leftovers.on_delete)
+    role = RoleLabel(client, own_pod(os.environ), leads)
+    LeadershipExporter(leads, registry)
     extender = Extender(
         cache,
         placer,
@@ -162,7 +183,13 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         quotas=quotas,
         recorder=recorder,
         handshake=Handshake(
-            client, nodes, handler=node_handler, vendors=vendors, settings=own, counters=counters
+            client,
+            nodes,
+            handler=node_handler,
+            vendors=vendors,
+            settings=own,
+            counters=counters,
+            guard=leads.require,
         ),
         exporter=Exporter(
             cache,
@@ -181,8 +208,13 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
             settings=own,
             counters=counters,
             is_synced=lambda: nodes.synced and quotas.synced and pods.synced,
+            leadership=leads,
         ),
         certificates=None if pair is None else Certificates(pair, counters=counters),
+        leadership=leads,
+        leftovers=leftovers,
+        role=role,
+        succession=Succession(cache, pods, leadership=leads, leftovers=leftovers, role=role),
     )
 
 
@@ -196,7 +228,9 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
     def missing() -> str | None:
         if working.cancel_called:
             return "stopping"
-        return None if parts.services.is_synced() else server.NOT_SYNCED
+        if not parts.services.is_synced():
+            return server.NOT_SYNCED
+        return None if parts.leadership.is_ready else "taking over"
 
     async with anyio.create_task_group() as observed:
         health_port = await observed.start(partial(_serve_health, parts, missing), name="health")
@@ -211,6 +245,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         )
                         task_status.started(Ports(server=port, health=health_port))
                         await _sync(parts, watching)
+                        await _begin_to_lead(parts, watching)
                         watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
                         watching.start_soon(parts.handshake.run, name="handshake")
                 watching.cancel_scope.cancel()
@@ -230,6 +265,7 @@ async def _serve_health(
         ready=missing,
         registry=parts.registry,
         refresh=parts.exporter.refresh,
+        headers=lambda: {"X-Hami-Role": parts.leadership.role},
         task_status=task_status,
     )
 
@@ -266,6 +302,14 @@ async def _sync(parts: _Parts, group: TaskGroup) -> None:
         reservations=len(parts.cache),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+async def _begin_to_lead(parts: _Parts, group: TaskGroup) -> None:
+    """Campaign, or lead at once where there is no election."""
+    lead = partial(parts.leadership.run, parts.succession.take_over, parts.succession.resign)
+    await group.start(lead, name="leadership")
+    group.start_soon(parts.leftovers.run, parts.leadership, name="leftovers")
+    group.start_soon(parts.role.run, name="role")
 
 
 async def _expire(cache: AllocationCache, counters: ControllerCounters) -> NoReturn:

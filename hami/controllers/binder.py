@@ -4,7 +4,9 @@ The order makes every moment safe to die in. Devices are reserved in memory, the
 pod (on condition that it is as it was read), then the Binding is made on condition that the record
 still stands; so a bound pod always carries its record, and the record of an unbound pod means
 nothing. Where an answer is lost, the pod is read before anything is given back; where even that
-fails, the reservation stays until the watch shows the pod bound or its time is over.
+fails, the reservation stays until the watch shows the pod bound or its time is over. A bind belongs
+to the reign in which it began (``leadership.py``): once that is over it writes nothing more, and
+whoever leads next sees to the record.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import anyio
 
 from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.leadership import Leadership, Mandate
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.twins import Twins, keys_of_request
 from hami.controllers.wire import BindArgs
@@ -37,6 +40,7 @@ from hami.errors import (
     ConflictError,
     HamiError,
     NotFoundError,
+    NotLeaderError,
     StaleSnapshotError,
     UnavailableError,
     UnfitError,
@@ -68,6 +72,8 @@ class _Task:
     ref: ObjectRef
     """The pod, in this life of it."""
     request: PodRequest
+    mandate: Mandate
+    """The reign it belongs to."""
     written: bool = False
 
 
@@ -87,6 +93,7 @@ class Binder:
         settings: ControllerSettings,
         recorder: EventRecorder,
         counters: ControllerCounters,
+        leadership: Leadership,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._writer = writer
@@ -99,6 +106,7 @@ class Binder:
         self._settings = settings
         self._recorder = recorder
         self._counters = counters
+        self._leadership = leadership
         self._clock = clock
         self._under_way: set[str] = set()
 
@@ -125,12 +133,13 @@ class Binder:
         self._counters.binds.labels(result).inc()
 
     async def _bind(self, args: BindArgs) -> str:
+        mandate = self._leadership.mandate()
         ref = ObjectRef(resource=PODS, name=args.name, namespace=args.namespace, uid=args.uid)
         pod = await self._find(ref)
         if pod.spec.node_name == args.node:
             return "repeated"
         request = read_request(pod, self._vendors, self._defaults)
-        task = _Task(args=args, ref=ref, request=request)
+        task = _Task(args=args, ref=ref, request=request, mandate=mandate)
         try:
             await self._carry_out(task, pod)
         except HamiError as error:
@@ -197,15 +206,15 @@ class Binder:
 
     async def _attempt(self, task: _Task, pod: Pod) -> None:
         if task.request.empty:
-            await self._writer.bind(task.ref, pod, node=task.args.node)
+            await self._writer.bind(task.ref, pod, task.mandate, node=task.args.node)
             return
         crash_point("bind.before-reserve")
         allocation = self._reserve(task, pod)
         crash_point("bind.before-patch")
         task.written = True
-        recorded = await self._writer.record(task.ref, pod, allocation)
+        recorded = await self._writer.record(task.ref, pod, allocation, task.mandate)
         crash_point("bind.before-binding")
-        await self._writer.bind(task.ref, recorded, node=task.args.node)
+        await self._writer.bind(task.ref, recorded, task.mandate, node=task.args.node)
         crash_point("bind.after-binding")
         if self._cache.get(task.args.uid) is not None:  # else the watch saw the pod go already
             self._cache.confirm(allocation)
@@ -213,6 +222,7 @@ class Binder:
     def _reserve(self, task: _Task, pod: Pod) -> Allocation:
         """Decide on the devices and keep them; in one go, so nothing can come between."""
         args = task.args
+        task.mandate.require()
         self._cache.release(args.uid)
         choice = self._placer.choose(task.request, args.node)
         if isinstance(choice, Verdict):
@@ -243,6 +253,10 @@ class Binder:
                 if not settled and await self._clear_record(task):
                     return True
                 settled = True
+            except NotLeaderError:
+                settled = (
+                    True  # the next leader's takeover decides which it is, and the watch tells
+                )
             except HamiError as error:
                 log.warning("bind_outcome_unknown", pod=task.args.pod, error=str(error))
         if settled:
@@ -262,7 +276,7 @@ class Binder:
                 if self._is_done(task, pod):
                     return True
                 if not pod.spec.node_name:
-                    await self._writer.take_back(task.ref, pod)
+                    await self._writer.take_back(task.ref, pod, task.mandate)
             except ConflictError:
                 continue
             except NotFoundError:
@@ -304,5 +318,7 @@ def _result_of(error: HamiError) -> str:
             return "gone"
         case ConflictError() | StaleSnapshotError():
             return "conflicted"
+        case NotLeaderError():
+            return "deposed"
         case _:
             return "failed"

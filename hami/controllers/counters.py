@@ -18,5 +18,6 @@ class ControllerCounters:
         self.twin_seconds = metrics.histogram(metrics.TWIN_SECONDS, registry)
         self.expired = metrics.counter(metrics.EXPIRED, registry)
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
+        self.orphans = metrics.counter(metrics.ORPHANS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
         self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)

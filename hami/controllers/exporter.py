@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hami import __version__, metrics
+from hami.controllers.leadership import Leadership
 from hami.core.cache import AllocationCache, Reservation, State
 from hami.core.device import Device
 from hami.core.quantity import BYTES_PER_MIB
@@ -178,6 +179,24 @@ def _quota_families(copy: _Copy, vendors: VendorTable) -> Iterator[GaugeMetricFa
                     used.append(((namespace, name, str(limit or 0), ZONE), value))
     yield _family(metrics.QUOTA_USED, used)
     yield _family(metrics.QUOTA_LIMIT, most)
+
+
+class LeadershipExporter(Collector):
+    """Who leads; asked at the scrape itself, for a reign may end by the clock."""
+
+    def __init__(self, leadership: Leadership, registry: CollectorRegistry) -> None:
+        self._leadership = leadership
+        registry.register(self)
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The gauges; each process tells of itself alone."""
+        own = self._leadership
+        yield _family(metrics.LEADER, [((own.identity,), float(own.is_leader))])
+        yield _family(metrics.LEADER_TERM, [((), own.term)])
 
 
 def _family(row: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:

@@ -25,9 +25,9 @@ from hami.core import codec, inventory
 from hami.core.device import VendorName
 from hami.core.objects import Node
 from hami.core.vendor import Vendor, VendorTable
-from hami.errors import CodecError, ConflictError, KubeError, NotFoundError
+from hami.errors import CodecError, ConflictError, KubeError, NotFoundError, NotLeaderError
 from hami.kube import patching
-from hami.kube.client import KubeClient
+from hami.kube.client import Guard, KubeClient
 from hami.kube.informer import Informer
 from hami.kube.resources import NODES, ObjectRef
 from hami.logs import get_logger
@@ -68,6 +68,7 @@ class Handshake:
         vendors: VendorTable,
         settings: ControllerSettings,
         counters: ControllerCounters,
+        guard: Guard,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         uniform: Callable[[], float] = random.random,
@@ -78,6 +79,7 @@ class Handshake:
         self._vendors = tuple(v for v in vendors.values() if v.handshake_key)
         self._settings = settings
         self._counters = counters
+        self._guard = guard
         self._clock = clock
         self._wall_clock = wall_clock
         self._uniform = uniform
@@ -90,7 +92,7 @@ class Handshake:
             await anyio.sleep(ROUND_SECONDS)
 
     async def look(self) -> None:
-        """One round: judge every agent, then ask those that are due."""
+        """One round: judge every agent, then, while this process leads, ask those that are due."""
         nodes = self._nodes.list()
         due: list[tuple[Node, Vendor]] = []
         seen: dict[tuple[str, VendorName], _Agent] = {}
@@ -137,7 +139,10 @@ class Handshake:
                 ObjectRef.to(NODES, node),
                 annotations={vendor.handshake_key: value},
                 resource_version=node.metadata.resource_version,
+                guard=self._guard,
             )
+        except NotLeaderError:
+            return False  # the leader asks
         except (ConflictError, NotFoundError) as error:
             self._counters.handshakes.labels("conflicted").inc()
             log.debug("handshake_not_asked", node=node.name, vendor=vendor.name, error=str(error))

@@ -1,7 +1,8 @@
 """What bind writes on a pod: its record, the Binding, and the taking back of both.
 
 Every write is on condition that the pod is as it was given, so that of two deciders one meets a
-conflict. Whether to write, and what a refusal means, is the binder's to say.
+conflict, and that the reign in which it was decided goes on. Whether to write, and what a refusal
+means, is the caller's to say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from hami.controllers.leadership import Mandate
 from hami.core import codec, record
 from hami.core.allocation import Allocation
 from hami.core.objects import Pod
@@ -26,7 +28,7 @@ _POD = msgspec.json.Decoder(Pod)
 
 
 class PodWriter:
-    """Reads and writes pods for the binder, ahead of routine requests."""
+    """Reads and writes pods for those who decide, ahead of routine requests."""
 
     def __init__(
         self,
@@ -59,15 +61,21 @@ class PodWriter:
             )
         return pod
 
-    async def record(self, ref: ObjectRef, pod: Pod, allocation: Allocation) -> Pod:
+    async def record(
+        self, ref: ObjectRef, pod: Pod, allocation: Allocation, mandate: Mandate
+    ) -> Pod:
         """Write the decision on the pod, in place of any earlier one; the pod as it is then.
 
         Raises:
             ConflictError: The pod has changed.
+            NotLeaderError: The reign is over.
             KubeError: Another refusal, or no answer.
         """
         decision = record.annotations_for(
-            allocation, self._vendors, now_seconds=int(self._wall_clock())
+            allocation,
+            self._vendors,
+            now_seconds=int(self._wall_clock()),
+            scheduled_by=mandate.mark,
         )
         body = await patching.patch_metadata(
             self._client,
@@ -76,30 +84,37 @@ class PodWriter:
             labels={codec.NODE_KEY: None, **codec.node_label(allocation.node)},
             resource_version=pod.metadata.resource_version,
             lane=Lane.URGENT,
+            guard=mandate.require,
         )
         return _decode(body)
 
-    async def take_back(self, ref: ObjectRef, pod: Pod) -> None:
-        """Take the record off the pod. A Binding that is still on its way comes too late then.
+    async def take_back(self, ref: ObjectRef, pod: Pod, mandate: Mandate) -> Pod:
+        """Take the record off the pod, and return that as it is then.
+
+        A Binding that is still on its way comes too late.
 
         Raises:
             ConflictError: The pod has changed.
+            NotLeaderError: The reign is over.
             KubeError: Another refusal, or no answer.
         """
-        await patching.patch_metadata(
+        body = await patching.patch_metadata(
             self._client,
             ref,
             annotations=record.cleared_annotations(self._vendors),
             labels={codec.NODE_KEY: None},
             resource_version=pod.metadata.resource_version,
             lane=Lane.URGENT,
+            guard=mandate.require,
         )
+        return _decode(body)
 
-    async def bind(self, ref: ObjectRef, pod: Pod, *, node: str) -> None:
+    async def bind(self, ref: ObjectRef, pod: Pod, mandate: Mandate, *, node: str) -> None:
         """Give the pod to the node. Made twice, the second one is a conflict.
 
         Raises:
             ConflictError: The pod has changed, or is bound already.
+            NotLeaderError: The reign is over.
             KubeError: Another refusal, or no answer.
         """
         await retrying(
@@ -109,6 +124,7 @@ class PodWriter:
                 uid=ref.uid,
                 node=node,
                 resource_version=pod.metadata.resource_version,
+                guard=mandate.require,
             ),
             f"binding of {ref}",
         )

@@ -26,6 +26,7 @@ from hami.controllers.binder import Binder
 from hami.controllers.certificates import Certificates
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.extender import Extender
+from hami.controllers.leadership import Leadership
 from hami.core.admission import Rules
 from hami.errors import CodecError, ConfigError, HamiError, UnavailableError
 from hami.logs import get_logger
@@ -53,6 +54,7 @@ class Services:
     settings: ControllerSettings
     counters: ControllerCounters
     is_synced: Callable[[], bool]
+    leadership: Leadership
     decoder: wire.ArgsDecoder = field(default_factory=wire.ArgsDecoder)
 
 
@@ -211,7 +213,7 @@ async def _read(request: web.Request, settings: ControllerSettings, verb: str) -
 
 async def _filter(services: Services, body: bytes) -> _Outcome:
     args = services.decoder.decode(body)
-    _require_sync(services)
+    _require_turn(services)
     found = services.extender.filter(args.pod, args.names)
     return _Outcome(
         body=wire.encode_filter(args, found.nodes, found.failed),
@@ -223,7 +225,7 @@ async def _filter(services: Services, body: bytes) -> _Outcome:
 
 async def _prioritize(services: Services, body: bytes) -> _Outcome:
     args = services.decoder.decode(body)
-    _require_sync(services)
+    _require_turn(services)
     scores = services.extender.prioritize(args.pod, args.names)
     return _Outcome(
         body=wire.encode_priorities(scores), result="scored", pod=args.pod.key, matters=False
@@ -232,7 +234,7 @@ async def _prioritize(services: Services, body: bytes) -> _Outcome:
 
 async def _bind(services: Services, body: bytes) -> _Outcome:
     args = wire.decode_bind(body)
-    _require_sync(services)
+    _require_turn(services)
     await services.binder.bind(args)
     return _Outcome(body=wire.encode_bind(""), result="bound", pod=args.pod)
 
@@ -249,9 +251,11 @@ async def _review(services: Services, body: bytes) -> _Outcome:
     )
 
 
-def _require_sync(services: Services) -> None:
+def _require_turn(services: Services) -> None:
+    """Refuse what is not for this process to decide, or not yet."""
     if not services.is_synced():
         raise UnavailableError(NOT_SYNCED)
+    services.leadership.require()
 
 
 def _no_priorities(_: str) -> bytes:

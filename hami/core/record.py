@@ -106,7 +106,7 @@ def init_done(pod: Pod) -> bool:
 
 
 def annotations_for(
-    allocation: Allocation, vendors: VendorTable, *, now_seconds: int
+    allocation: Allocation, vendors: VendorTable, *, now_seconds: int, scheduled_by: str
 ) -> dict[str, str]:
     """Everything that bind writes on the pod, in one patch.
 
@@ -114,12 +114,14 @@ def annotations_for(
         allocation: The decision.
         vendors: The table; only vendors with devices in the allocation get keys.
         now_seconds: Unix time of the decision.
+        scheduled_by: The reign that decided.
     """
     written = {
         codec.NODE_KEY: allocation.node,
         codec.TIME_KEY: str(now_seconds),
         codec.BIND_TIME_KEY: str(now_seconds),
         codec.BIND_PHASE_KEY: BindPhase.ALLOCATING.value,
+        codec.SCHEDULED_BY_KEY: scheduled_by,
     }
     used = {device.vendor for devices in allocation.containers for device in devices}
     for name in sorted(used):
@@ -145,6 +147,7 @@ def _reservations_of(allocation: Allocation, vendor: VendorName) -> list[MigRese
 def cleared_annotations(vendors: VendorTable) -> dict[str, None]:
     """The same keys, to be removed from a pod that was not bound after all."""
     keys = [codec.NODE_KEY, codec.TIME_KEY, codec.BIND_TIME_KEY, codec.BIND_PHASE_KEY]
+    keys.append(codec.SCHEDULED_BY_KEY)
     for vendor in vendors.values():
         keys += [vendor.to_allocate_key, vendor.allocated_key]
         keys += [vendor.mig_key] if vendor.mig_key else []

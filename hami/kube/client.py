@@ -8,7 +8,7 @@ Paths come from ``resources``, bodies and answers are JSON bytes.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Final
@@ -37,6 +37,8 @@ MAX_RESPONSE_BYTES: Final = 256 * 1024 * 1024
 """A page of 500 objects of the largest size that etcd takes by default fits three times over."""
 CLOSE_SECONDS: Final = 5.0
 
+Guard = Callable[[], None]
+"""Raises ``HamiError`` where a request must not be sent any more; asked last of all, each time."""
 Query = Mapping[str, str | int]
 Body = bytes | Mapping[str, object] | list[object]
 
@@ -100,10 +102,16 @@ class KubeClient:
         return await self._request("GET", path, query=query, lane=lane)
 
     async def post(
-        self, path: str, body: Body, *, query: Query | None = None, lane: Lane = Lane.ROUTINE
+        self,
+        path: str,
+        body: Body,
+        *,
+        query: Query | None = None,
+        lane: Lane = Lane.ROUTINE,
+        guard: Guard | None = None,
     ) -> bytes:
         """Create an object, or act on a sub-resource; the answer's body."""
-        return await self._request("POST", path, body=body, query=query, lane=lane)
+        return await self._request("POST", path, body=body, query=query, lane=lane, guard=guard)
 
     async def put(
         self, path: str, body: Body, *, query: Query | None = None, lane: Lane = Lane.ROUTINE
@@ -119,10 +127,17 @@ class KubeClient:
         content_type: str = MERGE_PATCH,
         query: Query | None = None,
         lane: Lane = Lane.ROUTINE,
+        guard: Guard | None = None,
     ) -> bytes:
         """Change an object; the new one."""
         return await self._request(
-            "PATCH", path, body=body, query=query, lane=lane, content_type=content_type
+            "PATCH",
+            path,
+            body=body,
+            query=query,
+            lane=lane,
+            content_type=content_type,
+            guard=guard,
         )
 
     async def delete(
@@ -132,9 +147,10 @@ class KubeClient:
         *,
         query: Query | None = None,
         lane: Lane = Lane.ROUTINE,
+        guard: Guard | None = None,
     ) -> bytes:
         """Delete an object; ``body`` may hold DeleteOptions with preconditions."""
-        return await self._request("DELETE", path, body=body, query=query, lane=lane)
+        return await self._request("DELETE", path, body=body, query=query, lane=lane, guard=guard)
 
     async def list_pages(
         self, path: str, *, query: Query | None = None, page_size: int | None = None
@@ -190,12 +206,13 @@ class KubeClient:
         lane: Lane,
         body: Body | None = None,
         content_type: str = JSON,
+        guard: Guard | None = None,
     ) -> bytes:
         what = f"{verb} {path}"
         with self._measured(verb, path) as outcome, self._deadline(what):
             await self._limiter.acquire(lane)
             response = await self._send(
-                verb, path, query=query, body=body, content_type=content_type
+                verb, path, query=query, body=body, content_type=content_type, guard=guard
             )
             outcome.code = response.status
             async with response:
@@ -209,7 +226,14 @@ class KubeClient:
             await self._source.close()
 
     async def _send(
-        self, verb: str, path: str, *, query: Query | None, body: Body | None, content_type: str
+        self,
+        verb: str,
+        path: str,
+        *,
+        query: Query | None,
+        body: Body | None,
+        content_type: str,
+        guard: Guard | None = None,
     ) -> aiohttp.ClientResponse:
         """Send once; a second time where the first met a 401 and the credentials were renewed."""
         tail = f"?{urlencode(query)}" if query else ""
@@ -218,6 +242,8 @@ class KubeClient:
             headers = await self._source.headers()
             if data is not None:
                 headers["Content-Type"] = content_type
+            if guard is not None:
+                guard()
             response = await self._source.session.request(
                 verb,
                 URL(f"{self._source.host}{path}{tail}", encoded=True),

@@ -5,6 +5,7 @@ What an event means is the store's to say; how it was got, the reflector's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
@@ -70,6 +71,22 @@ class Informer(Generic[T]):
 
         await self._reflector.run(apply)
 
+    async def catch_up(self, version: str, *, patience_seconds: float) -> None:
+        """Return once the store holds every change up to that version of this resource.
+
+        Where the watch does not show as much in time (a watch of a quiet resource does not tell how
+        far it is), or where versions are no numbers, everything is listed anew.
+        """
+        try:
+            await self.wait_for(
+                lambda: _reaches(self.resource_version, version), timeout_seconds=patience_seconds
+            )
+        except TimeoutError:
+            wanted = self._reflector.relist()
+            await self.wait_for(
+                lambda: self._reflector.lists_done >= wanted, timeout_seconds=math.inf
+            )
+
     async def wait_for(self, predicate: Callable[[], R | None], *, timeout_seconds: float) -> R:
         """The first true result of ``predicate``, which is asked now and after each change.
 
@@ -85,3 +102,10 @@ class Informer(Generic[T]):
                 finally:
                     self._waiting.discard(changed)
         return result
+
+
+def _reaches(reached: str | None, wanted: str) -> bool:
+    """Whether a version is as late as another, as far as that can be told."""
+    if reached is None or not (reached.isdecimal() and wanted.isdecimal()):
+        return False
+    return int(reached) >= int(wanted)

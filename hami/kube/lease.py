@@ -4,24 +4,27 @@ The holder renews the Lease; others take it over once they have *themselves* see
 its whole duration, so that no clock is ever compared with another machine's. The holder stops its
 work when it could not renew for ``renew_deadline_seconds``, which is shorter than the duration:
 it has stopped before anybody else begins. Every write carries the resourceVersion that it read.
+
+Each reign has a *term*, the Lease's count of transitions, which grows with every reign, also with
+one that follows another of the same process.
 """
 
 from __future__ import annotations
 
+import math
 import random
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NoReturn
 
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
 
-from hami.core.objects import ObjectMeta
 from hami.errors import CodecError, ConfigError, ConflictError, KubeError, NotFoundError
 from hami.kube.client import KubeClient
+from hami.kube.leasewatch import Lease, LeaseWatch, steady_clock
 from hami.kube.resources import LEASES, ObjectRef
 from hami.kube.throttle import Lane
 from hami.logs import get_logger
@@ -30,23 +33,12 @@ log = get_logger(__name__)
 
 JITTER: Final = 0.2
 """Share by which the waits of candidates differ, so that they do not collide for ever."""
-
-
-class LeaseSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Who holds the Lease, since when, and until when without a renewal."""
-
-    holder_identity: str | None = None
-    lease_duration_seconds: int | None = None
-    acquire_time: str | None = None
-    renew_time: str | None = None
-    lease_transitions: int | None = None
-
-
-class Lease(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A Lease as read."""
-
-    metadata: ObjectMeta = ObjectMeta()
-    spec: LeaseSpec = LeaseSpec()
+EXPIRY_SPREAD_SECONDS: Final = 0.1
+"""By which candidates differ when the Lease of one that died is over."""
+FREE_SECONDS: Final = 0.25
+"""Between two looks, up to twice, at a Lease that nobody holds and that could not be taken."""
+RELEASE_SECONDS: Final = 2.0
+"""How long a process that stops tries to give the Lease back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +69,7 @@ class LeaderElector:
         name: str,
         identity: str,
         times: LeaseTimes = LeaseTimes(),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady_clock,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
@@ -86,10 +78,17 @@ class LeaderElector:
         self._times = times
         self._clock = clock
         self._uniform = uniform
-        self._seen_version = ""
-        self._seen_at = clock()
+        self._watch = LeaseWatch(
+            client,
+            namespace=namespace,
+            name=name,
+            silence_seconds=times.renew_deadline_seconds,
+            clock=clock,
+        )
         self._renewed_at: float | None = None
-        self._holder = ""
+        self._term = 0
+        self._unsure = False
+        """Whether a write is under way that may make the Lease ours without our knowing."""
 
     @property
     def is_leader(self) -> bool:
@@ -102,7 +101,20 @@ class LeaderElector:
     @property
     def holder(self) -> str:
         """Identity of the holder as last seen; empty while there is none."""
-        return self._holder
+        return self._watch.holder
+
+    @property
+    def term(self) -> int:
+        """The term of the last reign of this process."""
+        return self._term
+
+    async def watch(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Follow the Lease beside ``run``, so that a candidate reacts at once when it is free.
+
+        Without it a candidate looks every ``retry_seconds``. It also keeps ``holder`` up to date
+        while this process is no candidate.
+        """
+        await self._watch.run(task_status=task_status)
 
     async def run(
         self,
@@ -118,7 +130,11 @@ class LeaderElector:
         """
         task_status.started()
         while True:
-            await self._campaign()
+            try:
+                await self._campaign()
+            finally:
+                if self._unsure:  # cancelled while it was being taken
+                    await self._release()
             self._note("begun")
             try:
                 finished = await self._reign(lead)
@@ -130,10 +146,28 @@ class LeaderElector:
 
     async def _campaign(self) -> None:
         """Return once the Lease is ours."""
+        while not await self._try_acquire():
+            wait = self._times.retry_seconds * (1 + JITTER * self._uniform())
+            if self._watch.holder:  # over sooner than that, perhaps
+                wait = min(wait, self._watch.seconds_left + EXPIRY_SPREAD_SECONDS * self._uniform())
+            else:
+                wait = min(wait, FREE_SECONDS * (1 + self._uniform()))
+            with anyio.move_on_after(wait):
+                await self._freed()
+
+    async def _freed(self) -> None:
+        """Return when the watch shows a Lease that nobody holds, after another that it showed."""
         while True:
-            if await self._try_acquire():
+            await self._watch.changed()
+            if not self._watch.holder:
                 return
-            await anyio.sleep(self._times.retry_seconds * (1 + JITTER * self._uniform()))
+
+    async def _taken(self) -> None:
+        """Return when the watch shows a Lease that somebody else holds."""
+        while True:
+            await self._watch.changed()
+            if self._watch.holder != self._identity:
+                return
 
     async def _reign(self, lead: Callable[[], Awaitable[None]]) -> bool:
         """Run ``lead`` beside the renewals; whether it came to its own end."""
@@ -154,7 +188,8 @@ class LeaderElector:
     async def _keep_renewing(self) -> None:
         """Return when the Lease is lost: taken by another, or not renewed in time."""
         while True:
-            await anyio.sleep(self._times.retry_seconds)
+            with anyio.move_on_after(self._times.retry_seconds):
+                await self._taken()  # so it seems; reading it tells
             with anyio.move_on_after(self._seconds_left()) as patience:
                 while not await self._try_acquire():
                     if self._renewed_at is None:
@@ -173,46 +208,36 @@ class LeaderElector:
         asked_at = self._clock()
         try:
             lease = await self._read()
-            if lease is None:
-                await self._create()
-            else:
-                self._observe(lease)
+            if lease is not None:
+                self._watch.see(lease)
                 if not self._may_take(lease):
                     self._renewed_at = None
                     return False
-                await self._write(lease)
+            self._unsure = True
+            term = await (self._create() if lease is None else self._write(lease))
         except ConflictError:
+            self._unsure = False
             return False  # somebody wrote first; the next look tells who
         except (KubeError, CodecError) as error:
             log.warning("lease_attempt_failed", lease=str(self._ref), error=str(error))
             return False
-        self._renewed_at = asked_at
-        self._holder = self._identity
+        self._unsure = False
+        self._renewed_at, self._term = asked_at, term
         return True
 
-    def _observe(self, lease: Lease) -> None:
-        self._holder = lease.spec.holder_identity or ""
-        if lease.metadata.resource_version != self._seen_version:
-            self._seen_version = lease.metadata.resource_version
-            self._seen_at = self._clock()
-
     def _may_take(self, lease: Lease) -> bool:
-        if not self._holder or self._holder == self._identity:
+        if lease.holder in ("", self._identity):
             return True
-        duration = lease.spec.lease_duration_seconds or self._times.duration_seconds
-        return self._clock() - self._seen_at >= duration
+        return self._watch.seconds_left <= 0.0
 
     async def _read(self) -> Lease | None:
         try:
             body = await self._client.get(self._ref.path(), lane=Lane.URGENT)
         except NotFoundError:
             return None
-        try:
-            return msgspec.json.decode(body, type=Lease)
-        except msgspec.MsgspecError as error:
-            raise CodecError(f"{self._ref}: expected a Lease, met {error}") from error
+        return _decode(body, self._ref)
 
-    async def _create(self) -> None:
+    async def _create(self) -> int:
         body = {
             "apiVersion": LEASES.api_version,
             "kind": LEASES.kind,
@@ -220,27 +245,31 @@ class LeaderElector:
             "spec": self._spec(acquired=_now(), transitions=0),
         }
         path = LEASES.path(self._ref.namespace)
-        await self._client.post(path, body, lane=Lane.URGENT)
+        self._watch.see(_decode(await self._client.post(path, body, lane=Lane.URGENT), self._ref))
+        return 0
 
-    async def _write(self, lease: Lease) -> None:
-        """Renew a Lease of ours, or take over another's; under the version that was read."""
-        mine, transitions = (
-            lease.spec.holder_identity == self._identity,
-            lease.spec.lease_transitions,
-        )
-        acquired = lease.spec.acquire_time if mine else _now()
-        count = (transitions or 0) + (0 if mine else 1)
-        await self._patch(lease, self._spec(acquired=acquired or _now(), transitions=count))
+    async def _write(self, lease: Lease) -> int:
+        """Renew a Lease of ours, or take it over, under the version that was read; the term.
+
+        One that is ours from an earlier reign is taken over like another's: what that reign has
+        left under way must not pass for this one's.
+        """
+        renews = self._renewed_at is not None and lease.holder == self._identity
+        acquired = lease.spec.acquire_time if renews else None
+        term = (lease.spec.lease_transitions or 0) + (0 if renews else 1)
+        await self._patch(lease, self._spec(acquired=acquired or _now(), transitions=term))
+        return term
 
     async def _patch(self, lease: Lease, spec: dict[str, object]) -> None:
         version = {"resourceVersion": lease.metadata.resource_version}
         body = {"metadata": version, "spec": spec}
-        await self._client.patch(self._ref.path(), body, lane=Lane.URGENT)
+        answer = await self._client.patch(self._ref.path(), body, lane=Lane.URGENT)
+        self._watch.see(_decode(answer, self._ref))
 
     def _spec(self, *, acquired: str, transitions: int) -> dict[str, object]:
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": max(1, round(self._times.duration_seconds)),
+            "leaseDurationSeconds": math.ceil(self._times.duration_seconds),
             "acquireTime": acquired,
             "renewTime": _now(),
             "leaseTransitions": transitions,
@@ -248,11 +277,11 @@ class LeaderElector:
 
     async def _release(self) -> None:
         """Give the Lease back if it is still ours, within a deadline even when cancelled."""
-        self._renewed_at = None
-        with anyio.move_on_after(self._times.retry_seconds, shield=True):
+        self._renewed_at, self._unsure = None, False
+        with anyio.move_on_after(RELEASE_SECONDS, shield=True):
             try:
                 lease = await self._read()
-                if lease is not None and lease.spec.holder_identity == self._identity:
+                if lease is not None and lease.holder == self._identity:
                     await self._patch(lease, {"holderIdentity": "", "renewTime": _now()})
             except (KubeError, CodecError) as error:
                 log.info("lease_not_released", lease=str(self._ref), error=str(error))
@@ -260,6 +289,13 @@ class LeaderElector:
     def _note(self, change: str) -> None:
         self._client.metrics.leader_changes.labels(str(self._ref), change).inc()
         log.info("leadership_changed", lease=str(self._ref), change=change, identity=self._identity)
+
+
+def _decode(body: bytes, ref: ObjectRef) -> Lease:
+    try:
+        return msgspec.json.decode(body, type=Lease)
+    except msgspec.MsgspecError as error:
+        raise CodecError(f"{ref}: expected a Lease, met {error}") from error
 
 
 def _now() -> str:

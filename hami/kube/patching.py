@@ -13,7 +13,7 @@ import anyio
 
 from hami.errors import ConflictError
 from hami.kube.backoff import Backoff, Delays
-from hami.kube.client import JSON_PATCH, MERGE_PATCH, KubeClient
+from hami.kube.client import JSON_PATCH, MERGE_PATCH, Guard, KubeClient
 from hami.kube.resources import ObjectRef
 from hami.kube.throttle import Lane
 from hami.logs import get_logger
@@ -39,6 +39,7 @@ async def patch_metadata(
     resource_version: str | None = None,
     uid: str | None = None,
     lane: Lane = Lane.ROUTINE,
+    guard: Guard | None = None,
 ) -> bytes:
     """Set annotations and labels, or remove those that are None; the object's new JSON.
 
@@ -50,6 +51,7 @@ async def patch_metadata(
         resource_version: Write only if this is still the object's version.
         uid: Write only if this is still the object's uid, in place of the reference's.
         lane: Whom to wait behind.
+        guard: Asked last of all whether to send it still.
 
     Raises:
         ConflictError: The object changed, or is another one by now.
@@ -61,7 +63,7 @@ async def patch_metadata(
     if labels:
         metadata["labels"] = dict(labels)
     body = {"metadata": metadata}
-    return await client.patch(ref.path(), body, content_type=MERGE_PATCH, lane=lane)
+    return await client.patch(ref.path(), body, content_type=MERGE_PATCH, lane=lane, guard=guard)
 
 
 async def patch_status(
@@ -72,10 +74,13 @@ async def patch_status(
     resource_version: str | None = None,
     uid: str | None = None,
     lane: Lane = Lane.ROUTINE,
+    guard: Guard | None = None,
 ) -> bytes:
     """Merge into the object's status, under the preconditions of ``patch_metadata``."""
     body = {"metadata": _precondition(ref, resource_version, uid), "status": dict(status)}
-    return await client.patch(ref.path("status"), body, content_type=MERGE_PATCH, lane=lane)
+    return await client.patch(
+        ref.path("status"), body, content_type=MERGE_PATCH, lane=lane, guard=guard
+    )
 
 
 async def json_patch(
@@ -85,6 +90,7 @@ async def json_patch(
     *,
     subresource: str = "",
     lane: Lane = Lane.ROUTINE,
+    guard: Guard | None = None,
 ) -> bytes:
     """Apply the operations, all or none; the object's new JSON. See ``expect`` for preconditions.
 
@@ -92,7 +98,7 @@ async def json_patch(
         ConflictError: A ``test`` operation failed, or a path that was there is gone.
     """
     return await client.patch(
-        ref.path(subresource), list(operations), content_type=JSON_PATCH, lane=lane
+        ref.path(subresource), list(operations), content_type=JSON_PATCH, lane=lane, guard=guard
     )
 
 
@@ -114,6 +120,7 @@ async def bind(
     node: str,
     resource_version: str | None = None,
     lane: Lane = Lane.URGENT,
+    guard: Guard | None = None,
 ) -> None:
     """Give the pod to the node, once and for all.
 
@@ -124,6 +131,7 @@ async def bind(
         node: Where it will run.
         resource_version: Only if this is still its version.
         lane: Whom to wait behind.
+        guard: Asked last of all whether to send it still.
 
     Raises:
         ConflictError: The pod is bound already (perhaps by this call's lost predecessor: read it),
@@ -139,7 +147,7 @@ async def bind(
         "metadata": metadata,
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     }
-    await client.post(pod.path("binding"), body, lane=lane)
+    await client.post(pod.path("binding"), body, lane=lane, guard=guard)
 
 
 async def update_with_retry(

@@ -98,6 +98,10 @@ class Reflector(Generic[T]):
         self._heard_at = time.monotonic()
         self._version: str | None = None
         self._refusals = 0
+        self._lists_begun = 0
+        self._lists_done = 0
+        self._list_due = 0
+        self._watching: anyio.CancelScope | None = None
 
     @property
     def resource_version(self) -> str | None:
@@ -109,6 +113,18 @@ class Reflector(Generic[T]):
         """How long ago the server was last heard: an answer to a list, or a byte of a watch."""
         return time.monotonic() - self._heard_at
 
+    @property
+    def lists_done(self) -> int:
+        """The number of the last list that was told of; they are counted as they begin."""
+        return self._lists_done
+
+    def relist(self) -> int:
+        """End the watch and list anew; the number of the first list that begins after this call."""
+        self._list_due = self._lists_begun + 1
+        if self._watching is not None:
+            self._watching.cancel()
+        return self._list_due
+
     async def run(self, emit: Callable[[Event[T]], None]) -> NoReturn:
         """List, then watch, for ever; ``emit`` gets every event in order, the first a ``Listed``.
 
@@ -117,9 +133,11 @@ class Reflector(Generic[T]):
         """
         while True:
             try:
-                if self._version is None:
+                if self._version is None or self._lists_begun < self._list_due:
+                    self._lists_begun += 1
                     emit(await self._list())
-                reason = await self._watch(emit)
+                    self._lists_done = self._lists_begun
+                reason = await self._watch_until_asked(emit)
             except (KubeError, CodecError) as error:
                 await self._recover(error)
             else:
@@ -158,6 +176,16 @@ class Reflector(Generic[T]):
         return Listed(
             objects=tuple(objects), unreadable=tuple(unreadable), resource_version=version
         )
+
+    async def _watch_until_asked(self, emit: Callable[[Event[T]], None]) -> str:
+        """Watch; why it ended."""
+        if self._lists_begun < self._list_due:
+            return "asked"
+        reason = "asked"
+        with anyio.CancelScope() as self._watching:
+            reason = await self._watch(emit)
+        self._watching = None
+        return reason
 
     async def _watch(self, emit: Callable[[Event[T]], None]) -> str:
         """Follow the stream until it ends; why it ended."""

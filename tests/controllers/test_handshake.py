@@ -60,6 +60,7 @@ class Scene:
             vendors=VENDORS,
             settings=ControllerSettings(handshake_seconds=300, handshake_timeout_seconds=60),
             counters=self.counters,
+            guard=lambda: None,
             clock=lambda: self.now,
             wall_clock=lambda: NOW,
             uniform=lambda: 0.5,

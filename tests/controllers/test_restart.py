@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,20 @@ import aiohttp
 import anyio
 import pytest
 
-from hami import crashpoints
 from hami.config import Settings
 from hami.controllers.binder import CRASH_POINTS
 from hami.core import codec
 from hami.core.vendors.nvidia import NVIDIA
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
-from tests.support.commands import Process, command
-from tests.support.controller import Controller, Usage, gpus, node_object, pod_object
+from tests.support.commands import command
+from tests.support.controller import (
+    Usage,
+    controller_process,
+    gpus,
+    node_object,
+    pod_object,
+)
 from tests.support.kube import until
 
 pytestmark = pytest.mark.slow
@@ -33,29 +37,6 @@ pytestmark = pytest.mark.slow
 NODES = ["n0", "n1"]
 MIB = 2**20
 Configure = Callable[..., Settings]
-
-
-@asynccontextmanager
-async def controller_process(
-    settings: Settings, directory: Path, *, crash_at: str = ""
-) -> AsyncIterator[tuple[Controller, Process]]:
-    """A ready controller in a process of its own."""
-    environment = {crashpoints.ENV: crash_at}
-    async with (
-        aiohttp.ClientSession() as session,
-        command("controller", settings, directory, environment=environment) as process,
-    ):
-        await process.logged("controller_synced")
-        server = await process.logged("server_started")
-        health = await process.logged("health_server_started")
-        yield (
-            Controller(
-                session=session,
-                url=f"http://127.0.0.1:{server['port']}",
-                health_url=f"http://127.0.0.1:{health['port']}",
-            ),
-            process,
-        )
 
 
 def recorded_usage(server: ApiServer) -> Usage:

@@ -237,7 +237,7 @@ def test_reservations_are_recorded_and_read_back() -> None:
     put(cache, "pod", pod)
     kept = cache.get("pod")
     assert kept is not None
-    written = record.annotations_for(kept.allocation, VENDORS, now_seconds=1)
+    written = record.annotations_for(kept.allocation, VENDORS, now_seconds=1, scheduled_by="x/1")
 
     read = record.allocation_of(
         make_pod(

@@ -42,11 +42,14 @@ def recorded(text: str, *containers: Container, init: Sequence[Container] = ()) 
 def test_golden_annotations_of_a_bound_pod() -> None:
     allocation = make_allocation([A], node="gpu-node-3")
 
-    assert record.annotations_for(allocation, VENDORS, now_seconds=1787296504) == {
+    assert record.annotations_for(
+        allocation, VENDORS, now_seconds=1787296504, scheduled_by="me/0"
+    ) == {
         "hami.io/vgpu-node": "gpu-node-3",
         "hami.io/vgpu-time": "1787296504",
         "hami.io/bind-time": "1787296504",
         "hami.io/bind-phase": "allocating",
+        "hami.io/scheduled-by": "me/0",
         "hami.io/vgpu-devices-to-allocate": "GPU-a,NVIDIA,3000,30:;",
         "hami.io/vgpu-devices-allocated": "GPU-a,NVIDIA,3000,30:;",
     }
@@ -55,7 +58,7 @@ def test_golden_annotations_of_a_bound_pod() -> None:
 def test_each_vendor_in_the_allocation_has_its_own_keys() -> None:
     allocation = make_allocation([A], [given("NPU-a", memory=7, vendor="OTHER")])
 
-    written = record.annotations_for(allocation, BOTH, now_seconds=1)
+    written = record.annotations_for(allocation, BOTH, now_seconds=1, scheduled_by="me/0")
 
     assert written["hami.io/vgpu-devices-allocated"] == "GPU-a,NVIDIA,3000,30:;;"
     assert written["hami.io/other-devices-allocated"] == ";NPU-a,OTHER,7,0:;"
@@ -68,7 +71,9 @@ def test_clearing_removes_every_key_that_binding_writes() -> None:
 
     cleared = record.cleared_annotations(BOTH)
 
-    assert set(cleared) == set(record.annotations_for(allocation, BOTH, now_seconds=1))
+    assert set(cleared) == set(
+        record.annotations_for(allocation, BOTH, now_seconds=1, scheduled_by="me/0")
+    )
     assert set(cleared.values()) == {None}
 
 
@@ -80,7 +85,7 @@ def test_a_recorded_allocation_is_read_back(containers: Containers, init: int) -
     pod = make_pod(
         init_containers=asking[:init],
         containers=asking[init:],
-        annotations=record.annotations_for(allocation, VENDORS, now_seconds=1),
+        annotations=record.annotations_for(allocation, VENDORS, now_seconds=1, scheduled_by="me/0"),
     )
 
     read = record.allocation_of(pod, VENDORS)
@@ -102,7 +107,7 @@ def test_a_pod_of_two_vendors_is_read_back() -> None:
             make_container("a", limits={"nvidia.com/gpu": 1, "other.com/npu": 1}),
             make_container("b", gpus=1),
         ],
-        annotations=record.annotations_for(allocation, BOTH, now_seconds=1),
+        annotations=record.annotations_for(allocation, BOTH, now_seconds=1, scheduled_by="me/0"),
     )
 
     read = record.allocation_of(pod, BOTH)

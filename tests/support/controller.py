@@ -15,6 +15,7 @@ import anyio
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from hami import crashpoints
 from hami.config import ControllerSettings, KubeSettings, LogSettings, Settings
 from hami.controllers import app
 from hami.core import codec
@@ -22,6 +23,7 @@ from hami.core.device import Device
 from hami.core.vendors.nvidia import NVIDIA
 from hami.sandbox.apiserver import ApiServer
 from tests.support import builders
+from tests.support.commands import Process, command
 from tests.support.kube import until
 
 SOON = 15.0
@@ -153,6 +155,31 @@ async def running(
             await until(controller.is_ready)
         yield controller
         group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def controller_process(
+    settings: Settings,
+    directory: Path,
+    *,
+    crash_at: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[tuple[Controller, Process]]:
+    """A ready controller in a process of its own."""
+    variables = {crashpoints.ENV: crash_at, **(environment or {})}
+    async with (
+        aiohttp.ClientSession() as session,
+        command("controller", settings, directory, environment=variables) as process,
+    ):
+        server = await process.logged("server_started")
+        health = await process.logged("health_server_started")
+        controller = Controller(
+            session=session,
+            url=f"http://127.0.0.1:{server['port']}",
+            health_url=f"http://127.0.0.1:{health['port']}",
+        )
+        await until(controller.is_ready)
+        yield controller, process
 
 
 # -- what clusters are made of -----------------------------------------------------------------
