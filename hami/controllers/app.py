@@ -31,15 +31,18 @@ from hami.controllers.exporter import Exporter
 from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
+from hami.controllers.nodelocks import NodeLocks
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.twins import Twins
+from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.device import DevicePolicy, NodePolicy
 from hami.core.objects import Node, Pod
 from hami.core.placement import Placer
 from hami.core.request import Defaults
-from hami.errors import UnavailableError
+from hami.core.selectors import Selector
+from hami.errors import CodecError, ConfigError, UnavailableError
 from hami.kube.client import KubeClient, connect
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -93,6 +96,7 @@ class _Parts:
     nodes: Informer[Node]
     recorder: EventRecorder
     handshake: Handshake
+    locks: NodeLocks
     exporter: Exporter
     services: server.Services
     certificates: Certificates | None
@@ -107,19 +111,27 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     pods = Informer(Reflector(client, PODS, decode=msgspec.json.Decoder(Pod).decode))
     nodes = Informer(Reflector(client, NODES, decode=msgspec.json.Decoder(Node).decode))
     pod_handler = PodHandler(cache, twins, vendors=vendors, recorder=recorder, counters=counters)
-    node_handler = NodeHandler(cache, vendors=vendors, recorder=recorder, counters=counters)
+    node_handler = NodeHandler(
+        cache,
+        vendors=vendors,
+        recorder=recorder,
+        counters=counters,
+        selector=node_selector(own),
+    )
     pods.add_handler(pod_handler.on_set, pod_handler.on_delete)
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
     placer = Placer(cache.table)
     defaults = Defaults(
         node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
     )
+    locks = NodeLocks(client, nodes, pods, vendors=vendors, settings=own, counters=counters)
     binder = Binder(
         PodWriter(client, vendors=vendors),
         pods,
         cache=cache,
         placer=placer,
         twins=twins,
+        locks=locks,
         vendors=vendors,
         defaults=defaults,
         settings=own,
@@ -153,6 +165,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         handshake=Handshake(
             client, nodes, handler=node_handler, vendors=vendors, settings=own, counters=counters
         ),
+        locks=locks,
         exporter=Exporter(
             cache,
             silent_seconds={
@@ -171,6 +184,18 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         ),
         certificates=None if pair is None else Certificates(pair, counters=counters),
     )
+
+
+def node_selector(settings: ControllerSettings) -> Selector:
+    """Which nodes get pods with devices.
+
+    Raises:
+        ConfigError: The setting is no label selector.
+    """
+    try:
+        return selectors.parse(settings.node_label_selector)
+    except CodecError as error:
+        raise ConfigError(f"controller.node_label_selector: {error}") from error
 
 
 async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
@@ -200,6 +225,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         await _sync(parts, watching)
                         watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
                         watching.start_soon(parts.handshake.run, name="handshake")
+                        watching.start_soon(parts.locks.run, name="locks")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()

@@ -19,4 +19,5 @@ class ControllerCounters:
         self.expired = metrics.counter(metrics.EXPIRED, registry)
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
+        self.node_locks = metrics.counter(metrics.NODE_LOCKS, registry)
         self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)
