@@ -96,6 +96,26 @@ class NvidiaSettings(_Group, frozen=True, kw_only=True):
     """Passed to containers as ``GPU_CORE_UTILIZATION_POLICY`` unless ``default``."""
 
 
+class HygonSettings(_Group, frozen=True, kw_only=True):
+    """Resource names of Hygon DCUs; an empty ``count_name`` leaves the vendor out."""
+
+    count_name: str = "hygon.com/dcunum"
+    """Devices per container."""
+    memory_name: str = "hygon.com/dcumem"
+    """MiB on each device; without it, all of its memory."""
+    cores_name: str = "hygon.com/dcucores"
+    """Percent of each device's compute; without it, all of it."""
+    memory_factor: Count = 1
+    """A pod's MiB are multiplied by this."""
+
+
+class EnflameSettings(_Group, frozen=True, kw_only=True):
+    """Resource names of Enflame GCUs; an empty ``gcu_count_name`` leaves whole cards out."""
+
+    gcu_count_name: str = "enflame.com/gcu"
+    """Whole cards per container."""
+
+
 class ControllerSettings(_Group, frozen=True, kw_only=True):
     """``hami controller``."""
 
@@ -127,6 +147,10 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """Deadline of one bind; below the scheduler's own ``httpTimeout`` (30 s by default)."""
     allocate_timeout_seconds: Seconds = 60.0
     """After this long a bound pod that was not allocated no longer holds back its twins."""
+    node_lock_timeout_seconds: Seconds = 300.0
+    """Age at which another pod's lock on a node (vendors' own agents need it) is taken over."""
+    node_label_selector: str = ""
+    """Only nodes with these labels get pods with devices, such as ``pool=gpu,zone in (a,b)``."""
     max_attempts: Count = 5
     """Decisions a bind makes when others keep changing the node."""
     handshake_seconds: Seconds = 300.0
@@ -227,6 +251,8 @@ class Settings(_Group, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
     kube: KubeSettings = KubeSettings()
     nvidia: NvidiaSettings = NvidiaSettings()
+    hygon: HygonSettings = HygonSettings()
+    enflame: EnflameSettings = EnflameSettings()
     controller: ControllerSettings = ControllerSettings()
     node_agent: NodeAgentSettings = NodeAgentSettings()
 

@@ -178,6 +178,12 @@ HANDSHAKES: Final = Metric(
     help="Handshakes with node agents: asked, answered, conflicted or failed.",
     labels=("result",),
 )
+NODE_LOCKS: Final = Metric(
+    name="hami_node_locks",
+    kind="counter",
+    help="Locks on nodes: taken, taken over, conflicted, released, cleaned or failed.",
+    labels=("result",),
+)
 CERTIFICATE_LOADS: Final = Metric(
     name="hami_certificate_loads",
     kind="counter",
@@ -197,6 +203,12 @@ RESERVATIONS: Final = Metric(
     kind="gauge",
     help="Pods that hold devices, by how sure that is.",
     labels=("state",),
+)
+UNKNOWN_DEVICES: Final = Metric(
+    name="hami_unknown_devices",
+    kind="gauge",
+    help="Devices that pods hold on a node that does not register them (any more).",
+    labels=("node",),
 )
 INFORMER_AGE: Final = Metric(
     name="hami_informer_silent_seconds",
@@ -317,9 +329,11 @@ TABLE: Final = (
     MALFORMED_ANNOTATIONS,
     ORPHANS,
     HANDSHAKES,
+    NODE_LOCKS,
     CERTIFICATE_LOADS,
     CACHE_GENERATION,
     RESERVATIONS,
+    UNKNOWN_DEVICES,
     INFORMER_AGE,
     LEADER,
     LEADER_TERM,

@@ -5,17 +5,40 @@ Both processes read pods and nodes by the same table, so it is made in one place
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from hami.config import NvidiaSettings, Settings
+from hami.config import EnflameSettings, HygonSettings, NvidiaSettings, Settings
 from hami.core.quantity import MiB, Percent
 from hami.core.vendor import ResourceNames, Vendor, VendorTable, table
+from hami.core.vendors.enflame import ENFLAME_GCU
+from hami.core.vendors.hygon import HYGON
 from hami.core.vendors.nvidia import NVIDIA
+from hami.errors import ConfigError
 
 
 def vendor_table(settings: Settings) -> VendorTable:
-    """Every vendor's row, as this site has configured it."""
-    return table([_nvidia(settings.nvidia)])
+    """Every vendor's row, as this site has configured it; without a count's name it is left out.
+
+    Raises:
+        ConfigError: Two resources have one name.
+    """
+    rows = (_nvidia(settings.nvidia), _hygon(settings.hygon), _gcu(settings.enflame))
+    used = [row for row in rows if row.resources.count]
+    _refuse_repeated(used)
+    return table(used)
+
+
+def _refuse_repeated(rows: Iterable[Vendor]) -> None:
+    owners: dict[str, Vendor] = {}
+    for row in rows:
+        for name in row.resources.all():
+            if name in owners:
+                raise ConfigError(
+                    f"resource name {name!r}: expected one meaning, met it for "
+                    f"{owners[name].name} and {row.name}"
+                )
+            owners[name] = row
 
 
 def _nvidia(settings: NvidiaSettings) -> Vendor:
@@ -36,3 +59,17 @@ def _nvidia(settings: NvidiaSettings) -> Vendor:
         overwrite_env=settings.overwrite_env,
         core_policy=settings.core_policy,
     )
+
+
+def _hygon(settings: HygonSettings) -> Vendor:
+    return replace(
+        HYGON,
+        resources=ResourceNames(
+            count=settings.count_name, memory=settings.memory_name, cores=settings.cores_name
+        ),
+        memory_factor=settings.memory_factor,
+    )
+
+
+def _gcu(settings: EnflameSettings) -> Vendor:
+    return replace(ENFLAME_GCU, resources=ResourceNames(count=settings.gcu_count_name))

@@ -32,18 +32,21 @@ from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
+from hami.controllers.nodelocks import NodeLocks
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.quotahandler import QuotaHandler
 from hami.controllers.roles import RoleLabel, own_pod
 from hami.controllers.succession import Succession
 from hami.controllers.twins import Twins
+from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.device import DevicePolicy, NodePolicy
 from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
 from hami.core.request import Defaults
-from hami.errors import UnavailableError
+from hami.core.selectors import Selector
+from hami.errors import CodecError, ConfigError, UnavailableError
 from hami.kube.client import KubeClient, connect
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -98,6 +101,7 @@ class _Parts:
     quotas: Informer[ResourceQuota]
     recorder: EventRecorder
     handshake: Handshake
+    locks: NodeLocks
     exporter: Exporter
     services: server.Services
     certificates: Certificates | None
@@ -119,7 +123,13 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         Reflector(client, RESOURCE_QUOTAS, decode=msgspec.json.Decoder(ResourceQuota).decode)
     )
     pod_handler = PodHandler(cache, twins, vendors=vendors, recorder=recorder, counters=counters)
-    node_handler = NodeHandler(cache, vendors=vendors, recorder=recorder, counters=counters)
+    node_handler = NodeHandler(
+        cache,
+        vendors=vendors,
+        recorder=recorder,
+        counters=counters,
+        selector=node_selector(own),
+    )
     quota_handler = QuotaHandler(
         cache.quotas, vendors=vendors, recorder=recorder, counters=counters
     )
@@ -131,12 +141,22 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
     )
     writer = PodWriter(client, vendors=vendors)
+    locks = NodeLocks(
+        client,
+        nodes,
+        pods,
+        vendors=vendors,
+        settings=own,
+        counters=counters,
+        guard=leads.require,
+    )
     binder = Binder(
         writer,
         pods,
         cache=cache,
         placer=placer,
         twins=twins,
+        locks=locks,
         vendors=vendors,
         defaults=defaults,
         settings=own,
@@ -191,6 +211,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
             counters=counters,
             guard=leads.require,
         ),
+        locks=locks,
         exporter=Exporter(
             cache,
             silent_seconds={
@@ -216,6 +237,18 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         role=role,
         succession=Succession(cache, pods, leadership=leads, leftovers=leftovers, role=role),
     )
+
+
+def node_selector(settings: ControllerSettings) -> Selector:
+    """Which nodes get pods with devices.
+
+    Raises:
+        ConfigError: The setting is no label selector.
+    """
+    try:
+        return selectors.parse(settings.node_label_selector)
+    except CodecError as error:
+        raise ConfigError(f"controller.node_label_selector: {error}") from error
 
 
 async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
@@ -248,6 +281,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         await _begin_to_lead(parts, watching)
                         watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
                         watching.start_soon(parts.handshake.run, name="handshake")
+                        watching.start_soon(parts.locks.run, name="locks")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()

@@ -1,7 +1,8 @@
 """Bind: choose the devices, keep them, write them on the pod, give the pod to the node.
 
-The order makes every moment safe to die in. Devices are reserved in memory, then recorded on the
-pod (on condition that it is as it was read), then the Binding is made on condition that the record
+The order makes every moment safe to die in. The node's lock is taken first, where a vendor's agent
+needs it, and given back if the bind fails. Devices are reserved in memory, then recorded on the pod
+(on condition that it is as it was read), then the Binding is made on condition that the record
 still stands; so a bound pod always carries its record, and the record of an unbound pod means
 nothing. Where an answer is lost, the pod is read before anything is given back; where even that
 fails, the reservation stays until the watch shows the pod bound or its time is over. A bind belongs
@@ -22,8 +23,9 @@ import anyio
 from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.leadership import Leadership, Mandate
+from hami.controllers.nodelocks import NodeLocks
 from hami.controllers.podwriter import PodWriter
-from hami.controllers.twins import Twins, keys_of_request
+from hami.controllers.twins import Twins, keys_of_request, needs_lock
 from hami.controllers.wire import BindArgs
 from hami.core import record
 from hami.core.allocation import Allocation
@@ -88,6 +90,7 @@ class Binder:
         cache: AllocationCache,
         placer: Placer,
         twins: Twins,
+        locks: NodeLocks,
         vendors: VendorTable,
         defaults: Defaults,
         settings: ControllerSettings,
@@ -101,6 +104,7 @@ class Binder:
         self._cache = cache
         self._placer = placer
         self._twins = twins
+        self._locks = locks
         self._vendors = vendors
         self._defaults = defaults
         self._settings = settings
@@ -130,6 +134,7 @@ class Binder:
             raise
         finally:
             self._under_way.discard(args.uid)
+            self._locks.leave(args.uid)
         self._counters.binds.labels(result).inc()
 
     async def _bind(self, args: BindArgs) -> str:
@@ -147,6 +152,7 @@ class Binder:
                 log.warning("bind_failed", pod=args.pod, node=args.node, error=str(error))
                 self._recorder.record(task.ref, "BindingFailed", str(error), type="Warning")
                 raise
+        self._locks.hand_over(args.uid)
         log.info("pod_bound", pod=args.pod, uid=args.uid, node=args.node)
         self._recorder.record(
             task.ref, "BindingSucceed", f"Successfully binding node [{args.node}] to {args.pod}"
@@ -162,6 +168,9 @@ class Binder:
                     _refuse_settled(pod)
                     self._reserve(task, pod)  # what cannot be had is told at once, the rest kept
                     await self._take_turn(task)
+                    if needs_lock(task.request, self._vendors):
+                        waits_for = "the lock of the node"
+                        await self._locks.take(task.ref, task.args.node)
                     pod = await self._find(task.ref)
                 waits_for = "the API server"
                 await self._decide(task, pod)
@@ -175,7 +184,9 @@ class Binder:
         """Wait for pods on the node that the kubelet could not tell from this one."""
         with self._counters.twin_seconds.time():
             await self._twins.enter(
-                task.args.uid, node=task.args.node, keys=keys_of_request(task.request)
+                task.args.uid,
+                node=task.args.node,
+                keys=keys_of_request(task.request, self._vendors),
             )
 
     async def _decide(self, task: _Task, pod: Pod) -> None:
@@ -260,6 +271,8 @@ class Binder:
             except HamiError as error:
                 log.warning("bind_outcome_unknown", pod=task.args.pod, error=str(error))
         if settled:
+            with anyio.move_on_after(UNDO_SECONDS, shield=True):
+                await self._locks.release(task.args.uid)
             self._cache.release(task.args.uid)
             self._twins.leave(task.args.uid)
         return False

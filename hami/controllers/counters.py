@@ -20,4 +20,5 @@ class ControllerCounters:
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
         self.orphans = metrics.counter(metrics.ORPHANS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
+        self.node_locks = metrics.counter(metrics.NODE_LOCKS, registry)
         self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)

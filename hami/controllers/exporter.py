@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
@@ -25,6 +26,9 @@ from hami.core.vendor import VendorTable
 from hami.metrics import Metric
 
 ZONE = "vGPU"
+NODES_SHOWN: Final = 200
+"""With devices that they do not register; the others are summed up."""
+OTHERS: Final = "(others)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,7 @@ class Exporter(Collector):
         yield _family(metrics.INFORMER_AGE, [((name,), age) for name, age in copy.silent_seconds])
         states = Counter(reservation.state.value for reservation in copy.reservations)
         yield _family(metrics.RESERVATIONS, [((s,), n) for s, n in states.items()])
+        yield _family(metrics.UNKNOWN_DEVICES, _unknown(copy))
         yield from _node_families(copy)
         yield from _pod_families(copy)
         yield from _quota_families(copy, self._vendors)
@@ -149,6 +154,17 @@ def _node_families(copy: _Copy) -> Iterator[GaugeMetricFamily]:
         metrics.NODE_GPU_MEMORY_RATIO,
         [(r.key, r.memory / r.device.memory) for r in rows if r.device.memory > 0],
     )
+
+
+def _unknown(copy: _Copy) -> list[tuple[tuple[str], float]]:
+    """How many devices pods hold on each node that does not have them, the most first."""
+    there = {(name, device.uuid) for name, _, devices in copy.devices for device in devices}
+    held = {(r.allocation.node, uuid) for r in copy.reservations for uuid in r.charges}
+    counts = Counter(node for node, _ in held - there)
+    nodes = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    found = [((node,), float(count)) for node, count in nodes[:NODES_SHOWN]]
+    rest = sum(count for _, count in nodes[NODES_SHOWN:])
+    return [*found, ((OTHERS,), float(rest))] if rest else found
 
 
 def _pod_families(copy: _Copy) -> Iterator[GaugeMetricFamily]:

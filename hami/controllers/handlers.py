@@ -8,16 +8,18 @@ read is reported, what was known of it stands, and no other object is touched.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.twins import Twins, keys_of_allocation
 from hami.core import codec, inventory, record
-from hami.core.allocation import BindPhase
+from hami.core.allocation import Allocation, BindPhase
 from hami.core.cache import AllocationCache, State
 from hami.core.device import Device, VendorName
 from hami.core.objects import Node, Pod
+from hami.core.selectors import EVERYTHING, Selector
 from hami.core.vendor import VendorTable
 from hami.errors import CodecError
 from hami.kube.events import EventRecorder
@@ -25,6 +27,9 @@ from hami.kube.resources import NODES, PODS, ObjectRef
 from hami.logs import get_logger
 
 log = get_logger(__name__)
+
+DEVICES_SHOWN: Final = 8
+"""In one line of the log."""
 
 
 class PodHandler:
@@ -77,9 +82,11 @@ class PodHandler:
             self._drop_unrecorded(pod)
             return
         self._cache.confirm(allocation, init_done=record.init_done(pod))
+        if old is None or old.annotations != pod.annotations:
+            self._tell_unknown(allocation)
         if _is_allocating(pod):
             self._twins.saw_allocating(
-                uid, node=allocation.node, keys=keys_of_allocation(allocation)
+                uid, node=allocation.node, keys=keys_of_allocation(allocation, self._vendors)
             )
         else:
             self._twins.leave(uid)
@@ -87,8 +94,22 @@ class PodHandler:
     def _keep_known(self, pod: Pod) -> None:
         """What was bound here or seen before goes on counting, and does not expire."""
         known = self._cache.get(pod.metadata.uid)
-        if known is not None and known.allocation.node == pod.spec.node_name:
-            self._cache.confirm(known.allocation, init_done=record.init_done(pod))
+        allocation = record.salvage(pod, self._vendors) if known is None else known.allocation
+        if allocation is not None and allocation.node == pod.spec.node_name:
+            self._cache.confirm(allocation, init_done=record.init_done(pod))
+
+    def _tell_unknown(self, allocation: Allocation) -> None:
+        """Devices that the node does not register: they count once it does."""
+        there = {device.uuid for device in self._cache.table.devices(allocation.node)}
+        unknown = sorted({d.uuid for own in allocation.containers for d in own} - there)
+        if unknown:
+            log.warning(
+                "allocation_of_unknown_devices",
+                pod=allocation.pod,
+                node=allocation.node,
+                devices=unknown[:DEVICES_SHOWN],
+                count=len(unknown),
+            )
 
     def _drop_unrecorded(self, pod: Pod) -> None:
         """A bound pod without a (valid) record holds nothing, whatever was thought before."""
@@ -136,16 +157,23 @@ class NodeHandler:
         vendors: VendorTable,
         recorder: EventRecorder,
         counters: ControllerCounters,
+        selector: Selector = EVERYTHING,
     ) -> None:
         self._cache = cache
         self._vendors = vendors
         self._recorder = recorder
         self._counters = counters
+        self._selector = selector
         self._nodes: dict[str, _Known] = {}
 
     def on_set(self, node: Node, _: Node | None) -> None:
-        """Offer the node's devices as it has them now."""
+        """Offer the node's devices as it has them now; none of a node that is not selected."""
+        if not self._selector.matches(node.metadata.labels):
+            self._leave_out(node)
+            return
         known = self._nodes.setdefault(node.name, _Known(node=node))
+        if known.node.metadata.uid != node.metadata.uid:
+            self._nodes[node.name] = known = _Known(node=node)  # another machine of that name
         known.node = node
         identity = inventory.identity(node, self._vendors)
         if known.identity == identity:
@@ -166,6 +194,21 @@ class NodeHandler:
         self._nodes.pop(node.name, None)
         self._cache.remove_node(node.name)
 
+    def select(self, selector: Selector, nodes: Iterable[Node]) -> None:
+        """From now on offer these nodes alone; ``nodes`` are all there are."""
+        self._selector = selector
+        for node in nodes:
+            self.on_set(node, None)
+
+    def offers(self, name: str) -> bool:
+        """Whether the node is one of those that are selected."""
+        return name in self._nodes
+
+    def _leave_out(self, node: Node) -> None:
+        if node.name in self._nodes:
+            log.info("node_deselected", node=node.name)
+            self.on_delete(node)
+
     def set_silent(self, name: str, vendors: Collection[VendorName]) -> None:
         """Which vendors' agents do not answer on the node: their devices cannot be used."""
         known = self._nodes.get(name)
@@ -177,6 +220,7 @@ class NodeHandler:
 
     def _apply(self, known: _Known) -> None:
         name = known.node.name
+        self._tell_missing(known)
         if not known.devices:
             self._cache.remove_node(name)
             return
@@ -195,6 +239,25 @@ class NodeHandler:
             node=name,
             devices=sum(len(own) for own in known.devices.values()),
             without=sorted(without),
+        )
+
+    def _tell_missing(self, known: _Known) -> None:
+        """Devices that were there and are gone, although pods hold them: they go on being held."""
+        before = {device.uuid for device in self._cache.table.devices(known.node.name)}
+        missing = before - {d.uuid for own in known.devices.values() for d in own}
+        if not missing:
+            return
+        holders = [
+            held.allocation.pod
+            for held in self._cache.reservations(known.node.name)
+            if not missing.isdisjoint(held.charges)
+        ]
+        log.warning(
+            "node_devices_missing",
+            node=known.node.name,
+            devices=sorted(missing)[:DEVICES_SHOWN],
+            count=len(missing),
+            held_by=holders[:DEVICES_SHOWN],
         )
 
     def _report(self, node: Node, error: str) -> None:

@@ -5,6 +5,9 @@ the pods in flight on a node (from bind until their devices are allocated), no t
 same number of the same vendor's devices. The second waits here, first come first served, until the
 watch shows the first allocated, failed or gone; only a pod whose agent is dead is passed after a
 deadline. All that is known is rebuilt from the watch after a restart.
+
+Vendors whose agents read the node's lock serve one pod at a time: their pods share one key. Vendors
+whose agents do not look for pods at all have none.
 """
 
 from __future__ import annotations
@@ -12,28 +15,48 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 
 from hami.core.allocation import Allocation
 from hami.core.device import PodRequest, VendorName
+from hami.core.vendor import Lock, VendorTable
 
 Key = tuple[VendorName, int]
 """So many devices of one vendor for one container."""
+NODE_LOCK: Final[Key] = (VendorName(""), 0)
+"""Of every pod with devices of a vendor whose agent reads the node's lock."""
 
 
-def keys_of_request(request: PodRequest) -> frozenset[Key]:
+def keys_of_request(request: PodRequest, vendors: VendorTable) -> frozenset[Key]:
     """What the kubelet will ask for the pod's containers."""
-    return frozenset((r.vendor, r.count) for c in request.containers for r in c.requests)
+    return _keys(((r.vendor, r.count) for c in request.containers for r in c.requests), vendors)
 
 
-def keys_of_allocation(allocation: Allocation) -> frozenset[Key]:
+def keys_of_allocation(allocation: Allocation, vendors: VendorTable) -> frozenset[Key]:
     """The same, from what was decided."""
-    return frozenset(
+    counts = (
         (vendor, sum(d.vendor == vendor for d in devices))
         for devices in allocation.containers
         for vendor in {d.vendor for d in devices}
     )
+    return _keys(counts, vendors)
+
+
+def needs_lock(request: PodRequest, vendors: VendorTable) -> bool:
+    """Whether any container, init containers too, gets devices by way of the node's lock."""
+    return NODE_LOCK in keys_of_request(request, vendors)
+
+
+def _keys(counts: Iterable[Key], vendors: VendorTable) -> frozenset[Key]:
+    keys: set[Key] = set()
+    for name, count in counts:
+        if vendors[name].agent_consumes:
+            keys.add((name, count))
+        if vendors[name].lock is Lock.NODE:
+            keys.add(NODE_LOCK)
+    return frozenset(keys)
 
 
 @dataclass(slots=True, kw_only=True)

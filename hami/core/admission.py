@@ -193,7 +193,8 @@ class _Asked:
         if self.count is None:
             yield names.count, vendor.default_count
         whole = self.memory is None if self.percentage is None else self.percentage == WHOLE
-        if names.cores and self.cores is None and whole and self.count != 0:
+        fill = vendor.fill_cores and bool(names.cores)
+        if fill and self.cores is None and whole and self.count != 0:
             yield names.cores, WHOLE
 
     def environment(self, vendor: Vendor) -> Iterator[tuple[str, str]]:

@@ -63,6 +63,8 @@ MAX_MIG_PROFILES: Final = 32
 MAX_MIG_PLACEMENTS: Final = 64
 """Of one profile. Those outside of a device's slices are read, and ignored by ``mig``."""
 
+_SEPARATORS: Final = frozenset(",:;")
+"""Of a pod's record: a device whose id has one could not be written there."""
 _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
@@ -195,8 +197,8 @@ def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
     """The inventory of a node, in either form: JSON, or the older colon-separated text.
 
     Raises:
-        CodecError: The text follows neither form, lists no device or more than ``MAX_DEVICES``, or
-            lists one twice.
+        CodecError: The text follows neither form, lists no device or more than ``MAX_DEVICES``,
+            lists one twice, or has an id that no record can hold.
     """
     stripped = text.strip()
     if stripped.startswith(("[", "{", "null")):
@@ -211,6 +213,8 @@ def decode_register(text: str, vendor: VendorName) -> tuple[Device, ...]:
     for device in devices:
         if not device.uuid:
             raise CodecError("expected every device to have an id, met one without")
+        if not _SEPARATORS.isdisjoint(device.uuid):
+            raise CodecError(f"expected ids without , : and ;, met {_shown(device.uuid)}")
         if device.uuid in seen:
             raise CodecError(f"expected every id once, met {_shown(device.uuid)} twice")
         seen.add(device.uuid)

@@ -71,6 +71,8 @@ class DeviceRequest:
     memory_percent: Percent = Percent(0)
     """Of each device's total; used where ``memory`` is 0."""
     cores: Percent = Percent(0)
+    skipped_rules: frozenset[str] = frozenset()
+    """Reasons (see ``verdict``) for which no device of the vendor is refused."""
 
 
 class Role(StrEnum):

@@ -171,6 +171,8 @@ def ask(
     some_shared = ~question.mig.devices if question.mig.any else None
     codes = np.full(columns.present.shape, FITS, np.uint8)
     for code, rule in reversed(tuple(enumerate(RULES, start=1))):
+        if rule.reason in request.skipped_rules:
+            continue
         failing = rule.fails(question)
         if rule.shared_only and some_shared is not None:
             failing = failing & some_shared

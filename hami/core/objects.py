@@ -171,6 +171,7 @@ class Pod(_Object, frozen=True, kw_only=True):
 class NodeStatus(_Object, frozen=True, kw_only=True):
     """What the kubelet says the node has."""
 
+    capacity: dict[str, str | int | float] | None = None
     allocatable: dict[str, str | int | float] | None = None
 
 

@@ -117,7 +117,7 @@ class Lack:
     """Negative where more is in use than allowed, as after a quota was lowered."""
 
     def __str__(self) -> str:
-        """``quota team-a/gpus: limits.nvidia.com/gpumem: needs 6000 MiB, 1200 of 10000 left``."""
+        """``quota team-a/gpus: limits.example.com/memory: needs 6000 MiB, 1200 of 10000 left``."""
         c = self.ceiling
         return (
             f"quota {c.quota}: {c.key}: needs {self.needed}{c.kind.value}, "

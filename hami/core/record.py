@@ -14,7 +14,7 @@ from hami.core.allocation import Allocation, BindPhase, Containers, MigReservati
 from hami.core.device import VendorName
 from hami.core.objects import Pod
 from hami.core.request import asks_for, roles_of
-from hami.core.vendor import Vendor, VendorTable
+from hami.core.vendor import Vendor, VendorTable, table
 from hami.errors import CodecError
 
 
@@ -92,6 +92,23 @@ def _with_shares(
         else:
             loose.append(r)
     return tuple(tuple(container) for container in devices), loose
+
+
+def salvage(pod: Pod, vendors: VendorTable) -> Allocation | None:
+    """What the pod holds of those vendors whose annotations can be read; None if that is nothing.
+
+    So one vendor's malformed annotation does not free another's devices.
+    """
+    readable = [vendor for vendor in vendors.values() if _is_readable(pod, vendor)]
+    return allocation_of(pod, table(readable))
+
+
+def _is_readable(pod: Pod, vendor: Vendor) -> bool:
+    try:
+        codec.decode_allocation(pod.annotations.get(vendor.allocated_key, ""), vendor.name)
+    except CodecError:
+        return False
+    return True
 
 
 def init_done(pod: Pod) -> bool:

@@ -138,6 +138,7 @@ def read_container(container: Container, vendor: Vendor) -> DeviceRequest | None
         memory=MiB(memory),
         memory_percent=Percent(0 if memory else percent),
         cores=Percent(min(vendor.default_cores if cores is None else cores, 100)),
+        skipped_rules=vendor.skipped_rules,
     )
 
 

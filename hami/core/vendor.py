@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 
 from hami.core.device import VendorName
 from hami.core.quantity import MiB, Percent
+from hami.core.verdict import Reason
 
 VendorTable = Mapping[VendorName, "Vendor"]
 
@@ -54,14 +56,35 @@ class EnvNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CountedDevices:
+    """What devices are like that no agent registers: the kubelet tells how many, nothing else."""
+
+    uuid: str
+    """With ``{node}`` and ``{index}`` in it."""
+    slots: int
+    memory: MiB
+    cores: Percent
+
+
+class Lock(Enum):
+    """What bind takes before it gives a pod to a node, for the vendor's agent to find its pod."""
+
+    NONE = "none"
+    NODE = "node"
+    """The node's lock annotation (see ``nodelock``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
     """One maker's devices."""
 
     name: VendorName
     """The keyword: second field of an allocation's entries on the wire."""
     resources: ResourceNames
-    register_key: str
-    """Node annotation with the device inventory."""
+    register_key: str = ""
+    """Node annotation with the device inventory; empty: the devices are ``counted``."""
+    counted: CountedDevices | None = None
+    """What the devices are like where the node's capacity is all there is to know."""
     handshake_key: str = ""
     """Node annotation by which controller and agent see each other live; empty: none."""
     to_allocate_key: str
@@ -74,11 +97,22 @@ class Vendor:
     """Node annotation that says how well its devices are linked; empty: nobody tells."""
     selection_keys: SelectionKeys = SelectionKeys()
     env: EnvNames = EnvNames()
+    skipped_rules: frozenset[Reason] = frozenset()
+    """Rules that do not apply to these devices."""
+    lock: Lock = Lock.NONE
+    agent_consumes: bool = True
+    """Whether the vendor's agent takes the devices of a kubelet's call from the pod's annotation.
+
+    Else the kubelet's choice of devices stands, nobody writes on the pod, and pods in flight on
+    one node cannot be mistaken for each other.
+    """
     default_count: int = 1
     """Devices for a request that names memory or cores alone; 0 leaves such a pod alone."""
     default_memory: MiB = MiB(0)
     """For a request without memory; 0 is the whole device."""
     default_cores: Percent = Percent(0)
+    fill_cores: bool = True
+    """Whether admission writes the cores of a request for whole devices into its limits."""
     memory_factor: int = 1
     runtime_class_name: str = ""
     overwrite_env: bool = False

@@ -62,6 +62,8 @@ async def run(settings: Settings) -> None:
     """
     if not settings.node_agent.node_name:
         raise ConfigError("node_agent.node_name: expected the name of this node, met nothing")
+    if not settings.nvidia.count_name:
+        raise ConfigError("nvidia.count_name: expected the resource this agent offers, met nothing")
     crashpoints.arm(os.environ.get(crashpoints.ENV), known=STEPS)
     registry = CollectorRegistry()
     async with connect(settings.kube, metrics=KubeMetrics(registry)) as client:

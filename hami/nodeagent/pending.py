@@ -166,9 +166,11 @@ def restore(text: str, whole: str, position: int) -> str:
 
 
 def complete(annotations: Mapping[str, str], vendors: VendorTable) -> bool:
-    """Whether no container of the pod waits for a device of any vendor."""
+    """Whether no container of the pod waits for a device that some vendor's agent hands out."""
     return not any(
-        "," in annotations.get(vendor.to_allocate_key, "") for vendor in vendors.values()
+        "," in annotations.get(vendor.to_allocate_key, "")
+        for vendor in vendors.values()
+        if vendor.agent_consumes
     )
 
 

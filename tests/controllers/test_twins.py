@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 from anyio.lowlevel import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hami.controllers.twins import Key, Twins, keys_of_allocation, keys_of_request
-from hami.core.device import VendorName
+from hami.controllers.twins import (
+    NODE_LOCK,
+    Key,
+    Twins,
+    keys_of_allocation,
+    keys_of_request,
+    needs_lock,
+)
+from hami.core.device import Role, VendorName
+from hami.core.vendor import Lock, table
 from hami.core.vendors.nvidia import NVIDIA
 from tests.support import builders
 
 ONE: frozenset[Key] = frozenset({(NVIDIA.name, 1)})
+BOTH = table([NVIDIA, builders.OTHER])
 TWO: frozenset[Key] = frozenset({(NVIDIA.name, 2)})
 
 
@@ -161,8 +172,30 @@ def test_keys_are_the_counts_that_the_kubelet_asks_for() -> None:
     )
 
     other = VendorName("OTHER")
-    assert keys_of_request(request) == {(NVIDIA.name, 2), (other, 3), (NVIDIA.name, 1)}
-    assert keys_of_allocation(allocation) == {(NVIDIA.name, 2), (other, 1), (NVIDIA.name, 1)}
+    assert keys_of_request(request, BOTH) == {(NVIDIA.name, 2), (other, 3), (NVIDIA.name, 1)}
+    assert keys_of_allocation(allocation, BOTH) == {(NVIDIA.name, 2), (other, 1), (NVIDIA.name, 1)}
+
+
+def test_pods_of_vendors_with_a_lock_share_a_key_whatever_container_asks() -> None:
+    vendors = table([NVIDIA, replace(builders.OTHER, lock=Lock.NODE)])
+    init = builders.make_pod_request(
+        builders.asking(builders.make_demand(3, vendor="OTHER"), role=Role.INIT),
+        builders.asking(builders.make_demand(1)),
+    )
+    plain = builders.make_pod_request(builders.asking(builders.make_demand(1)))
+    allocation = builders.make_allocation([builders.given("n", vendor="OTHER")])
+
+    assert NODE_LOCK in keys_of_request(init, vendors) & keys_of_allocation(allocation, vendors)
+    assert needs_lock(init, vendors)
+    assert not needs_lock(plain, vendors)
+    assert not needs_lock(init, BOTH)
+
+
+def test_pods_that_no_agent_looks_for_have_no_key() -> None:
+    vendors = table([NVIDIA, replace(builders.OTHER, agent_consumes=False)])
+    request = builders.make_pod_request(builders.asking(builders.make_demand(3, vendor="OTHER")))
+
+    assert keys_of_request(request, vendors) == frozenset()
 
 
 steps = st.lists(

@@ -211,6 +211,7 @@ def test_other_words_are_no_truth_values(text: str) -> None:
         pytest.param('[{"id":"x","migProfiles":[{"placements":[{"size":-1}]}]}]', "size: ",
                      id="a_negative_placement"),
         pytest.param('[{"id":"x"},{"id":"x"}]', "'x' twice", id="one_id_twice"),
+        pytest.param('[{"id":"a,b"}]', "without , : and ;", id="an_id_that_no_record_can_hold"),
     ],
 )  # fmt: skip
 def test_malformed_inventories_are_refused(text: str, message: str) -> None:

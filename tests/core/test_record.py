@@ -146,6 +146,24 @@ def test_any_record_is_read_or_refused_as_malformed(text: str) -> None:
     assert allocation is None or any(allocation.containers)
 
 
+def test_what_can_be_read_is_kept_beside_what_cannot() -> None:
+    both = {"nvidia.com/gpu": 1, "other.com/npu": 1}
+    pod = make_pod(
+        containers=[make_container(limits=both)],
+        annotations={
+            "hami.io/vgpu-node": "node-0",
+            "hami.io/vgpu-devices-allocated": "GPU-a,NVIDIA,3000,30:;",
+            "hami.io/other-devices-allocated": "NPU-a,OTHER,lots,0:;",
+        },
+    )
+
+    kept = record.salvage(pod, BOTH)
+
+    assert kept is not None
+    assert kept.containers == ((A,),)
+    assert record.salvage(recorded("x,y:;", ONE), VENDORS) is None
+
+
 PLAIN = make_container("plain")
 ONE = make_container("one", gpus=1)
 NONE = make_container("none", gpus=0, memory=5)

@@ -1,12 +1,25 @@
-"""The vendor table and NVIDIA's row of it."""
+"""The vendor table, the site's settings of it, and where vendors may be named."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from hami.core.vendor import ResourceNames, table
+import hami
+from hami.config import EnflameSettings, HygonSettings, NvidiaSettings, Settings
+from hami.core.vendor import Lock, ResourceNames, table
+from hami.core.vendors.enflame import ENFLAME_GCU
+from hami.core.vendors.hygon import HYGON
 from hami.core.vendors.nvidia import NVIDIA
+from hami.errors import ConfigError
+from hami.site import vendor_table
 from tests.support.builders import OTHER
+
+ROWS = (NVIDIA, HYGON, ENFLAME_GCU)
+SOURCES = Path(hami.__file__).parent
 
 
 def test_rows_are_found_by_name_in_the_given_order() -> None:
@@ -37,3 +50,98 @@ def test_nvidias_names_are_those_users_write() -> None:
     assert NVIDIA.handshake_key == "hami.io/node-handshake"
     assert NVIDIA.to_allocate_key == "hami.io/vgpu-devices-to-allocate"
     assert NVIDIA.allocated_key == "hami.io/vgpu-devices-allocated"
+
+
+def test_keys_and_defaults_are_those_of_the_vendors_agents() -> None:
+    assert HYGON.resources.all() == ("hygon.com/dcunum", "hygon.com/dcumem", "hygon.com/dcucores")
+    assert HYGON.register_key == "hami.io/node-dcu-register"
+    assert HYGON.handshake_key == "hami.io/node-handshake-dcu"
+    assert HYGON.to_allocate_key == "hami.io/dcu-devices-to-allocate"
+    assert HYGON.allocated_key == "hami.io/dcu-devices-allocated"
+    assert (HYGON.lock, HYGON.default_cores, HYGON.memory_factor) == (Lock.NODE, 100, 1)
+    assert ENFLAME_GCU.resources.all() == ("enflame.com/gcu",)
+    assert (ENFLAME_GCU.register_key, ENFLAME_GCU.handshake_key) == ("", "")
+    assert ENFLAME_GCU.to_allocate_key == "hami.io/enflame-gcu-devices-to-allocate"
+    assert ENFLAME_GCU.allocated_key == "hami.io/enflame-gcu-devices-allocated"
+    assert ENFLAME_GCU.lock is Lock.NONE
+
+
+def test_no_two_rows_have_a_name_or_key_in_common() -> None:
+    words = [
+        word
+        for row in ROWS
+        for word in (
+            row.name, row.register_key, row.handshake_key, row.to_allocate_key,
+            row.allocated_key, *row.resources.all(),
+        )
+        if word
+    ]  # fmt: skip
+
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_says_where_its_devices_come_from(row: object) -> None:
+    assert row in ROWS
+    assert isinstance(row, type(NVIDIA))
+    assert bool(row.register_key) != bool(row.counted)
+
+
+# -- the site's table ------------------------------------------------------------------------------
+
+
+def test_all_vendors_are_there_unless_they_are_left_out() -> None:
+    left_out = Settings(
+        hygon=HygonSettings(count_name=""), enflame=EnflameSettings(gcu_count_name="")
+    )
+
+    assert tuple(vendor_table(Settings()).values()) == ROWS
+    assert tuple(vendor_table(left_out)) == (NVIDIA.name,)
+    assert tuple(vendor_table(Settings(nvidia=NvidiaSettings(count_name="")))) == ("DCU", "GCU")
+
+
+def test_settings_give_names_and_factors() -> None:
+    settings = Settings(
+        hygon=HygonSettings(count_name="a/n", memory_name="a/m", cores_name="", memory_factor=2),
+        enflame=EnflameSettings(gcu_count_name="b/n"),
+    )
+
+    vendors = vendor_table(settings)
+
+    assert vendors[HYGON.name] == replace(
+        HYGON, resources=ResourceNames(count="a/n", memory="a/m"), memory_factor=2
+    )
+    assert vendors[ENFLAME_GCU.name].resources.all() == ("b/n",)
+
+
+def test_a_resource_name_has_one_meaning() -> None:
+    with pytest.raises(ConfigError, match=r"nvidia\.com/gpu.*NVIDIA and DCU"):
+        vendor_table(Settings(hygon=HygonSettings(count_name="nvidia.com/gpu")))
+
+
+# -- vendors are data ------------------------------------------------------------------------------
+
+
+def named_in(words: str, *, allowed: set[str], below: tuple[str, ...] = ("",)) -> list[str]:
+    pattern = re.compile(words, re.IGNORECASE)
+    return [
+        f"{path.relative_to(SOURCES)}:{number}: {line.strip()}"
+        for folder in below
+        for path in sorted((SOURCES / folder).rglob("*.py"))
+        if str(path.relative_to(SOURCES)) not in allowed
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_vendors_are_named_in_their_rows_and_settings_alone() -> None:
+    others = named_in(
+        r"hygon|dcu|enflame|gcu",
+        allowed={"config.py", "site.py", "core/vendors/hygon.py", "core/vendors/enflame.py"},
+    )
+    nvidia = named_in(
+        r"nvidia", allowed={"core/vendors/nvidia.py"}, below=("core", "kube", "controllers")
+    )
+
+    assert others == []
+    assert nvidia == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import CodecError
 from hami.nodeagent import pending
 from hami.nodeagent.pending import Candidate
+from tests.support.builders import OTHER
 
 NODE = "node-1"
 VENDORS = table([NVIDIA])
@@ -250,6 +253,15 @@ def test_consuming_keeps_positions_and_completes_exactly_once(
 
     assert completions == (1 if any(layout) else 0)
     assert pending.complete({NVIDIA.to_allocate_key: text}, VENDORS)
+
+
+def test_devices_that_no_agent_hands_out_are_not_waited_for() -> None:
+    vendors = table([NVIDIA, replace(OTHER, agent_consumes=False)])
+    waiting = table([NVIDIA, OTHER])
+    annotations = {NVIDIA.to_allocate_key: ";", OTHER.to_allocate_key: "NPU-0,OTHER,1,1:;"}
+
+    assert pending.complete(annotations, vendors)
+    assert not pending.complete(annotations, waiting)
 
 
 @given(layouts)
