@@ -214,7 +214,8 @@ class Binder:
         """Decide on the devices and keep them; in one go, so nothing can come between."""
         args = task.args
         self._cache.release(args.uid)
-        choice = self._placer.choose(task.request, args.node)
+        room = self._cache.quotas.room(args.namespace)
+        choice = self._placer.choose(task.request, args.node, room=room)
         if isinstance(choice, Verdict):
             raise UnfitError(f"node {args.node} no longer fits pod {args.pod}: {choice}")
         allocation = Allocation(
