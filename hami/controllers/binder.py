@@ -235,7 +235,8 @@ class Binder:
         args = task.args
         task.mandate.require()
         self._cache.release(args.uid)
-        choice = self._placer.choose(task.request, args.node)
+        room = self._cache.quotas.room(args.namespace)
+        choice = self._placer.choose(task.request, args.node, room=room)
         if isinstance(choice, Verdict):
             raise UnfitError(f"node {args.node} no longer fits pod {args.pod}: {choice}")
         allocation = Allocation(

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
 from hami.config import ControllerSettings
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
@@ -107,16 +105,21 @@ class Extender:
         return self._feasible(ranking)
 
     def _rank(self, pod: Pod, request: PodRequest, nodes: tuple[str, ...]) -> Ranking:
-        """The placer's answer, where the pod's namespace has room for it at all."""
-        lack = self._cache.lack(pod.metadata.namespace, request)
-        if lack is None:
-            return self._placer.rank(request, nodes)
-        return Ranking(
-            feasible=(),
-            preference=np.zeros(0),
-            failed=dict.fromkeys(nodes, f"{NodeReason.QUOTA.value}: {lack}"),
-            best=None,
-        )
+        """The placer's answer, with what the namespace lacks where that is the reason."""
+        namespace = pod.metadata.namespace
+        room = self._cache.quotas.room(namespace)
+        ranking = self._placer.rank(request, nodes, room=room)
+        if NodeReason.QUOTA.value not in ranking.failed.values():
+            return ranking
+        lack = self._cache.lack(namespace, request)
+        if lack is None:  # of shares each node takes another amount
+            return ranking
+        told = f"{NodeReason.QUOTA.value}: {lack}"
+        failed = {
+            node: told if reason == NodeReason.QUOTA.value else reason
+            for node, reason in ranking.failed.items()
+        }
+        return replace(ranking, failed=failed)
 
     def _feasible(self, ranking: Ranking) -> Feasible:
         best = ranking.best
@@ -162,7 +165,8 @@ class Extender:
         return fresh if current.expires_at is None else min(fresh, current.expires_at)
 
     def _hold(self, pod: Pod, request: PodRequest, node: str, *, expires_at: float) -> None:
-        choice = self._placer.choose(request, node)
+        room = self._cache.quotas.room(pod.metadata.namespace)
+        choice = self._placer.choose(request, node, room=room)
         if isinstance(choice, Verdict):
             raise UnfitError(f"node {node}: {choice}")
         meta = pod.metadata

@@ -9,7 +9,7 @@ pods: ``hami.core.cache`` owns the one book and moves its usage with every reser
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -285,13 +285,24 @@ class QuotaBook:
 
     Attributes:
         generation: Moves whenever a ceiling or the usage of any namespace does.
+        on_room: Is told each namespace in which more may fit than before; it only takes note.
     """
 
     def __init__(self) -> None:
         self.generation = 0
+        self.on_room: Callable[[str], None] = lambda _namespace: None
         self._quotas: dict[str, dict[str, Quota]] = {}
         self._tightest: dict[str, tuple[Ceiling, ...]] = {}
         self._used: dict[str, dict[VendorName, Amount]] = {}
+
+    def duplicate(self) -> QuotaBook:
+        """A book of its own with the same content, for trying things out."""
+        twin = QuotaBook()
+        twin.generation = self.generation
+        twin._quotas = {name: dict(own) for name, own in self._quotas.items()}
+        twin._tightest = dict(self._tightest)
+        twin._used = {name: dict(used) for name, used in self._used.items()}
+        return twin
 
     def set_quota(self, quota: Quota) -> None:
         """Make the quota be this. Idempotent."""
@@ -324,6 +335,8 @@ class QuotaBook:
         if not used:
             del self._used[namespace]
         self.generation += 1
+        if sign < 0 and namespace in self._tightest:
+            self.on_room(namespace)
 
     def used(self, namespace: str) -> QuotaUse:
         """What the namespace's pods count for together, now."""
@@ -367,7 +380,7 @@ class QuotaBook:
 
     def _find_tightest(self, namespace: str) -> None:
         """Of the keys of all quotas the lowest numbers; of equal ones the first quota by name."""
-        own = self._quotas[namespace]
+        own, before = self._quotas[namespace], self._tightest.get(namespace, ())
         tightest: dict[tuple[VendorName, Kind], Ceiling] = {}
         for name in sorted(own):
             for ceiling in own[name].ceilings:
@@ -379,3 +392,8 @@ class QuotaBook:
         else:
             del self._quotas[namespace], self._tightest[namespace]
         self.generation += 1
+        if any(
+            (now := tightest.get((old.vendor, old.kind))) is None or now.most > old.most
+            for old in before
+        ):
+            self.on_room(namespace)

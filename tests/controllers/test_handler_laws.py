@@ -145,6 +145,8 @@ def tell(watcher: Watcher, event: tuple[str, Any]) -> None:
             known = watcher.pods.get(about.metadata.name)
             if known is not None and known.metadata.uid != about.metadata.uid:
                 watcher.delete_pod(about.metadata.name)
+            elif known is not None and known.spec.node_name and not about.spec.node_name:
+                return  # no API server lets go of a pod that it has bound
             watcher.set_pod(about)
         case "set node":
             watcher.set_node(about)

@@ -264,3 +264,43 @@ def test_room_is_the_least_over_all_quotas_that_are_there(
         given_numbers = [m for own in model.values() if (m := own[kind]) is not None]
         expected = min(given_numbers) - used if given_numbers else None
         assert (None if room is None else room.of(N, kind)) == expected
+
+
+# -- who is told --------------------------------------------------------------------------------
+
+
+def test_namespace_with_more_room_than_before_is_told() -> None:
+    told: list[str] = []
+    book = book_of({"memory": 100, "cores": 10})
+    book.on_room = told.append
+
+    def change(memory: int, cores: int | None = None) -> list[str]:
+        told.clear()
+        book.set_quota(read_quota(make_quota("a", memory=memory, cores=cores), VENDORS)[0])
+        return told
+
+    assert change(memory=50, cores=10) == []
+    assert change(memory=50) == ["default"], "cores are free now"
+    assert change(memory=51) == ["default"]
+    assert change(memory=51) == []
+    book.charge("default", {N: Amount(memory=5)}, sign=1)
+    assert told == []
+    book.charge("default", {N: Amount(memory=5)}, sign=-1)
+    assert told == ["default"]
+    book.charge("elsewhere", {N: Amount(memory=5)}, sign=1)
+    book.charge("elsewhere", {N: Amount(memory=5)}, sign=-1)
+    book.remove_quota("default", "a")
+    assert told == ["default", "default"], "who has no quota waits for none"
+
+
+def test_duplicate_goes_its_own_way() -> None:
+    book = book_of({"memory": 100})
+    book.charge("default", {N: Amount(memory=5)}, sign=1)
+    twin = book.duplicate()
+    assert twin.room("default") == book.room("default")
+
+    twin.charge("default", {N: Amount(memory=5)}, sign=1)
+    twin.remove_quota("default", "a")
+
+    assert room_of(book).of(N, Kind.MEMORY) == 95
+    assert book.used("default") == {N: Amount(memory=5)}
