@@ -125,6 +125,7 @@ class Leadership:
         self._beside = beside
         self._mandate: Mandate | None = None
         self._serving = False
+        self._following = False
         self._changed = anyio.Event()
 
     @property
@@ -139,8 +140,8 @@ class Leadership:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it does what a process of its role can: a follower stands by."""
-        return self.elected or self.is_leader
+        """Whether it does what a process of its role can: a follower knows who leads."""
+        return self._following or self.is_leader
 
     @property
     def role(self) -> str:
@@ -213,6 +214,7 @@ class Leadership:
             await group.start(self._elector.watch, name="lease")
             if self._beside is not None:
                 await group.start(self._beside.run, name="scheduler's lease")
+            self._following = True
             task_status.started()
             while True:
                 await self._campaign(self._elector, lead)

@@ -17,11 +17,12 @@ from urllib.parse import urlencode
 import aiohttp
 import anyio
 import msgspec
+from aiohttp.abc import AbstractStreamWriter
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from hami.config import KubeSettings
-from hami.errors import CodecError, GoneError, KubeError, UnavailableError
+from hami.errors import CodecError, GoneError, HamiError, KubeError, UnavailableError
 from hami.kube import credentials
 from hami.kube.metrics import KubeMetrics
 from hami.kube.resources import resource_of
@@ -237,13 +238,15 @@ class KubeClient:
     ) -> aiohttp.ClientResponse:
         """Send once; a second time where the first met a 401 and the credentials were renewed."""
         tail = f"?{urlencode(query)}" if query else ""
-        data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
+        text = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
         while True:
             headers = await self._source.headers()
-            if data is not None:
+            data: bytes | _Guarded | None = text
+            if text is not None:
                 headers["Content-Type"] = content_type
             if guard is not None:
                 guard()
+                data = None if text is None else _Guarded(text, guard)
             response = await self._source.session.request(
                 verb,
                 URL(f"{self._source.host}{path}{tail}", encoded=True),
@@ -276,6 +279,8 @@ class KubeClient:
         except TimeoutError as error:
             raise UnavailableError(f"{what}: no answer within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, HamiError):
+                raise error.__cause__ from error  # a guard kept the body back
             raise UnavailableError(f"{what}: no answer: {error!r}") from error
 
 
@@ -298,6 +303,23 @@ async def connect(
         yield client
     finally:
         await client.close()
+
+
+class _Guarded(aiohttp.BytesPayload):
+    """A body that is kept back, and the request with it, if its guard refuses at the very last.
+
+    Between the first asking and this one lies the wait for a connection.
+    """
+
+    def __init__(self, body: bytes, guard: Guard) -> None:
+        super().__init__(body)
+        self._guard = guard
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self._guard()
+        await super().write_with_length(writer, content_length)
 
 
 class _Outcome:

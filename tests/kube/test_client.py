@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from aiohttp import web
 
@@ -19,10 +20,12 @@ from hami.errors import (
     GoneError,
     KubeError,
     NotFoundError,
+    NotLeaderError,
     ThrottledError,
     UnavailableError,
 )
 from hami.kube import client as kube_client
+from hami.kube.backoff import retrying
 from hami.kube.client import KubeClient, connect
 from hami.kube.resources import PODS, resource_of
 from tests.support.cluster import Cluster, make_pod
@@ -239,3 +242,58 @@ async def test_a_stream_hands_on_bytes_as_they_come(tmp_path: Path) -> None:
         go_on.set()
         assert await stream.read() == b"two"
         assert await stream.read() == b""
+
+
+class Guard:
+    """Lets so many askings pass."""
+
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
+        self.asked = 0
+
+    def __call__(self) -> None:
+        self.asked += 1
+        if self.asked > self.passes:
+            raise NotLeaderError(f"asked {self.asked} times")
+
+
+@pytest.mark.parametrize("passes", [0, 1], ids=["before a connection", "before the bytes go"])
+async def test_a_request_whose_guard_refuses_is_not_carried_out(
+    client: KubeClient, cluster: Cluster, passes: int
+) -> None:
+    pods, guard = PODS.path(cluster.namespace), Guard(passes)
+
+    with pytest.raises(NotLeaderError, match=f"asked {passes + 1} times"):
+        await client.post(pods, make_pod("p", namespace=cluster.namespace), guard=guard)
+
+    assert json.loads(await client.get(pods))["items"] == []
+
+
+async def test_a_guard_is_asked_after_the_wait_for_a_turn(tmp_path: Path) -> None:
+    over = False
+
+    def guard() -> None:
+        if over:
+            raise NotLeaderError("over")
+
+    async with asking(answering(200, b"{}"), tmp_path, qps=5.0, burst=1) as client:
+        await client.post("/first", {}, guard=guard)
+        async with anyio.create_task_group() as group:
+
+            async def waits() -> None:
+                with pytest.raises(NotLeaderError):
+                    await client.post("/second", {}, guard=guard)
+
+            group.start_soon(waits)
+            await anyio.lowlevel.checkpoint()
+            over = True
+
+
+async def test_a_guard_is_asked_again_before_each_retry(tmp_path: Path) -> None:
+    guard = Guard(passes=2)
+
+    async with asking(answering(503), tmp_path) as client:
+        with pytest.raises(NotLeaderError):
+            await retrying(lambda: client.post("/", {}, guard=guard), "it", uniform=lambda: 0.0)
+
+    assert guard.asked == 3

@@ -5,9 +5,12 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from hami.kube import informer as informers
 from hami.kube.client import KubeClient
+from hami.sandbox.apiserver.faults import Distortion, Fault
 from tests.support.cluster import Cluster
 from tests.support.kube import (
+    SOON,
     Told,
     annotate,
     create_pod,
@@ -114,3 +117,46 @@ async def test_many_waiters_wake_on_one_change(client: KubeClient, cluster: Clus
         await create_pod(client, "a", cluster.namespace)
 
     assert names == ["a"] * 20
+
+
+async def test_catching_up_waits_for_the_watch_to_show_a_version(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    informer = pod_informer(client, cluster.namespace)
+
+    async with following(informer):
+        pod = await create_pod(client, "a", cluster.namespace)
+        with anyio.fail_after(SOON):
+            await informer.catch_up(pod.metadata.resource_version, patience_seconds=SOON)
+        assert informer.get(cluster.namespace, "a") == pod
+
+
+@pytest.mark.faults
+async def test_catching_up_lists_anew_where_the_watch_shows_nothing(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    silent = Fault(verb="watch", resource="pods", distortion=Distortion.SILENCE)
+    cluster.sandbox.faults.add(silent)
+    informer = pod_informer(client, cluster.namespace)
+    told = Told(informer)
+
+    async with following(informer):
+        pod = await create_pod(client, "a", cluster.namespace)
+        with anyio.fail_after(SOON):
+            await informer.catch_up(pod.metadata.resource_version, patience_seconds=0.05)
+        assert told.calls == ["a: new -> -"]
+        cluster.sandbox.faults.remove(silent)
+        cluster.sandbox.faults.drop_streams()
+        await delete_pod(client, "a", cluster.namespace)
+        await eventually(informer, lambda: told.calls[-1:] == ["a: gone"])
+
+
+@pytest.mark.parametrize(
+    ("reached", "wanted", "expected"),
+    [("9", "10", False), ("10", "9", True), ("10", "10", True), (None, "1", False),
+     ("abc", "1", False), ("2", "abc", False)],
+)  # fmt: skip
+def test_versions_that_are_no_numbers_reach_nothing(
+    reached: str | None, wanted: str, expected: bool
+) -> None:
+    assert informers._reaches(reached, wanted) is expected

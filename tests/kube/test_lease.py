@@ -14,7 +14,7 @@ from hami.errors import ConfigError
 from hami.kube.client import KubeClient
 from hami.kube.lease import LeaderElector, LeaseTimes
 from hami.kube.resources import LEASES
-from hami.sandbox.apiserver.faults import Fault
+from hami.sandbox.apiserver.faults import Drop, Fault
 from tests.support.cluster import Cluster
 from tests.support.kube import SOON, until
 
@@ -189,6 +189,90 @@ async def test_work_that_fails_fails_loudly_and_gives_the_lease_back(
 
     assert failure.group_contains(ZeroDivisionError)
     assert (await lease(client, cluster))["holderIdentity"] == ""
+
+
+async def test_a_follower_that_watches_leads_as_soon_as_the_lease_is_free(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    rarely = LeaseTimes(duration_seconds=3600.0, renew_deadline_seconds=3000.0, retry_seconds=600.0)
+    first = Candidate(client, cluster, "first")
+    second = Candidate(client, cluster, "second", rarely)
+
+    async with anyio.create_task_group() as group:
+        await group.start(second.elector.watch)
+        async with first.campaigning():
+            await soon(first.began)
+            await group.start(second.elector.run, second.lead)
+
+            async def follows() -> bool:
+                return second.elector.holder == "first"
+
+            await until(follows)
+        await soon(second.began)
+        assert second.elector.term == 1
+        group.cancel_scope.cancel()
+
+
+async def test_a_leader_that_watches_knows_at_once_that_its_lease_was_taken(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    rarely = LeaseTimes(duration_seconds=3600.0, renew_deadline_seconds=3000.0, retry_seconds=600.0)
+    first = Candidate(client, cluster, "first", rarely)
+
+    async with anyio.create_task_group() as group:
+        await group.start(first.elector.watch)
+        await group.start(first.elector.run, first.lead)
+        await soon(first.began)
+        path = LEASES.path(cluster.namespace, "hami")
+        await client.patch(path, {"spec": {"holderIdentity": "usurper"}})
+        await soon(first.ended)
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.faults
+async def test_a_candidate_cancelled_while_it_takes_the_lease_gives_it_back(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    body = {"apiVersion": LEASES.api_version, "kind": "Lease", "metadata": {"name": "hami"}}
+    await client.post(LEASES.path(cluster.namespace), {**body, "spec": {"holderIdentity": ""}})
+    lost = Fault(verb="patch", resource="leases", times=1, drop=Drop.AFTER)
+    cluster.sandbox.faults.add(lost)
+    slow = Fault(verb="get", resource="leases", delay_seconds=0.5)
+    first = Candidate(client, cluster, "first")
+
+    async with first.campaigning():
+
+        async def written() -> bool:
+            return lost.hits > 0
+
+        await until(written)
+        cluster.sandbox.faults.add(slow)
+    cluster.sandbox.faults.clear()
+
+    assert (await lease(client, cluster))["holderIdentity"] == ""
+
+
+@pytest.mark.faults
+async def test_each_reign_of_one_process_has_a_term_of_its_own(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    first = Candidate(client, cluster, "first", QUICK)
+    terms: list[int] = []
+
+    async with first.campaigning():
+        await soon(first.began)
+        terms.append(first.elector.term)
+        fault = cluster.sandbox.faults.add(Fault(resource="leases", status=503))
+        await soon(first.ended)
+        cluster.sandbox.faults.remove(fault)
+
+        async def leads_again() -> bool:
+            return first.reigns > 1
+
+        await until(leads_again)
+        terms.append(first.elector.term)
+
+    assert terms == [0, 1], "though it never gave the Lease back"
 
 
 @pytest.mark.faults
