@@ -2,7 +2,9 @@
 
 The controller writes ``Requesting_<time>`` on the node, a living agent overwrites it. No answer
 makes devices unusable only where the kubelet has none to give out either: some agents never answer,
-and their kubelets speak for them. Ages are measured by this process's own clock, from when it first
+and their kubelets speak for them. An agent that was found silent stays so until it really answers,
+its inventory changes or the kubelet speaks for it: that a question was taken away, or asked anew by
+somebody else, is no sign of life. Ages are measured by this process's own clock, from when it first
 saw the open question, so neither clock skew nor time zones count.
 """
 
@@ -54,6 +56,8 @@ class _Agent:
     """When it was first seen, or asked here."""
     asked_version: str = ""
     """The node's resourceVersion that the last question of ours was asked on."""
+    silent_with: str | None = None
+    """The inventory with which it was found silent; None while it is thought alive."""
 
 
 class Handshake:
@@ -109,25 +113,40 @@ class Handshake:
         self, node: Node, seen: dict[tuple[str, VendorName], _Agent]
     ) -> Iterator[tuple[Node, Vendor]]:
         """Tell the handler who is silent on the node; yield whom to ask."""
-        now, silent = self._clock(), []
-        for vendor in self._vendors:
+        silent: list[VendorName] = []
+        for vendor in self._vendors if self._handler.offers(node.name) else ():
             if vendor.register_key not in node.annotations:
                 continue
             key = node.name, vendor.name
             agent = seen[key] = self._agents.get(key) or _Agent()
-            if node.metadata.resource_version == agent.asked_version:
-                continue  # the watch has not shown our own question yet
-            question = _open_question(node, vendor)
-            if question != agent.question:
-                if not question:
-                    self._counters.handshakes.labels("answered").inc()
-                agent.question, agent.asked_at = question, now
-            if not question and now >= agent.ask_at:
+            # The watch may not have shown our own question yet: nothing is new then.
+            if node.metadata.resource_version != agent.asked_version and self._is_due(
+                node, vendor, agent
+            ):
                 yield node, vendor
-            late = now - agent.asked_at >= self._settings.handshake_timeout_seconds
-            if question and late and not inventory.allocatable(node, vendor):
+            if agent.silent_with is not None:
                 silent.append(vendor.name)
         self._handler.set_silent(node.name, silent)
+
+    def _is_due(self, node: Node, vendor: Vendor, agent: _Agent) -> bool:
+        """Bring up to date what is known of the agent; whether to ask it."""
+        now, question = self._clock(), _open_question(node, vendor)
+        answers = _is_answer(node.annotations.get(vendor.handshake_key, ""))
+        if question != agent.question:
+            if not question and answers:
+                self._counters.handshakes.labels("answered").inc()
+            agent.question, agent.asked_at = question, now
+        inventory_text = node.annotations[vendor.register_key]
+        if answers:
+            agent.silent_with = None
+        if agent.silent_with not in {None, inventory_text}:
+            agent.silent_with, agent.asked_at = None, now  # it lives; it has not seen the question
+        late = now - agent.asked_at >= self._settings.handshake_timeout_seconds
+        if inventory.allocatable(node, vendor):
+            agent.silent_with = None
+        elif question and late:
+            agent.silent_with = inventory_text
+        return not question and now >= agent.ask_at
 
     async def _ask(self, node: Node, vendor: Vendor) -> bool:
         """Write the question, if the node is still as it was judged; False if writing fails."""
@@ -158,6 +177,11 @@ class Handshake:
         agent.ask_at, agent.question, agent.asked_at = now + wait, value, now
         agent.asked_version = node.metadata.resource_version
         return True
+
+
+def _is_answer(value: str) -> bool:
+    """Whether an agent wrote it, in whatever form; ``Deleted_`` was written by older schedulers."""
+    return bool(value) and "Requesting" not in value and not value.startswith("Deleted")
 
 
 def _open_question(node: Node, vendor: Vendor) -> str:

@@ -16,6 +16,7 @@ from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.handlers import NodeHandler
 from hami.controllers.handshake import Handshake
+from hami.core import codec
 from hami.core.cache import AllocationCache
 from hami.core.objects import Node
 from hami.core.vendors.nvidia import NVIDIA
@@ -28,7 +29,7 @@ from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
 from tests.support.builders import VENDORS
 from tests.support.cluster import sandbox_only
-from tests.support.controller import node_object, settings_for
+from tests.support.controller import gpus, node_object, settings_for
 from tests.support.kube import eventually, following, value_of
 
 pytestmark = sandbox_only("needs a Node that nobody else writes to, versions and all")
@@ -81,6 +82,12 @@ class Scene:
         node["status"]["allocatable"] = (
             {} if allocatable is None else {NVIDIA.resources.count: allocatable}
         )
+        version = self.server.store.update(node)["metadata"]["resourceVersion"]
+        await eventually(self.nodes, lambda: self.seen().metadata.resource_version == version)
+
+    async def register(self, devices: Any) -> None:
+        node = self.server.store.get("nodes", "n0", "")
+        node["metadata"]["annotations"][NVIDIA.register_key] = codec.encode_register(devices)
         version = self.server.store.update(node)["metadata"]["resourceVersion"]
         await eventually(self.nodes, lambda: self.seen().metadata.resource_version == version)
 
@@ -164,6 +171,67 @@ async def test_late_answer_makes_the_devices_usable_again(scene: Any) -> None:
         await s.say("Reported_now", allocatable=None)
         await s.look()
         assert s.healthy
+
+
+async def found_silent(s: Any) -> None:
+    await s.say(allocatable=None)
+    for _ in range(3):
+        await s.look()
+        s.now += 60
+    assert not s.healthy
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Deleted_2026-08-21 07:15:04", "Requesting_2026-08-21 08:00:00"]
+)
+async def test_silent_agent_is_not_thought_alive_because_the_question_is_another(
+    scene: Any, value: str
+) -> None:
+    """No flapping: however often the question is taken away, and asked again, nobody answers."""
+    async with scene() as s:
+        await found_silent(s)
+        for _ in range(4):
+            await s.say(value, allocatable=None)
+            for _ in range(3):
+                await s.look()
+                assert not s.healthy
+                s.now += 150
+        assert value_of(s.counters.handshakes, "answered") == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Reported_2026.01.02 15:04:05",
+        "Reported 2026-08-21 07:15:31.1 +0000 UTC m=+0.1",
+        "Reported_someday",
+        "hello",
+    ],
+)
+async def test_answer_in_any_form_is_a_sign_of_life(scene: Any, value: str) -> None:
+    async with scene() as s:
+        await found_silent(s)
+        await s.say(value, allocatable=None)
+        await s.look()
+        assert s.healthy
+
+
+async def test_new_inventory_and_the_kubelets_word_are_signs_of_life(scene: Any) -> None:
+    async with scene() as s:
+        await found_silent(s)
+        await s.say(allocatable="20")
+        await s.look()
+        assert s.healthy
+
+        await s.say(allocatable=None)
+        await s.look()
+        assert not s.healthy, "the question is still open"
+        await s.register(gpus("n0", 1))
+        await s.look()
+        assert s.healthy
+        s.now += 60
+        await s.look()
+        assert not s.healthy, "the question is late again"
 
 
 @pytest.mark.parametrize("value", ["Requesting", "Requesting_someday", "Requesting_2020-01-01"])
