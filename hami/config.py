@@ -53,10 +53,18 @@ class KubeSettings(_Group, frozen=True, kw_only=True):
     """Path of a kubeconfig; else ``$KUBECONFIG``, ``~/.kube/config``, then in-cluster."""
     context: str | None = None
     """Context of that kubeconfig; else its current one."""
-    qps: Annotated[float, Meta(gt=0)] = 50.0
-    """Requests per second this process allows itself, watches excepted."""
-    burst: Count = 100
-    """Requests it may make at once after a pause."""
+    qps: Annotated[float, Meta(gt=0)] = 250.0
+    """Routine requests per second this process allows itself, watches excepted."""
+    burst: Count = 500
+    """Routine requests it may make in a row after a pause."""
+    in_flight: Count = 32
+    """Routine requests that may wait for an answer at the same time."""
+    urgent_qps: Annotated[float, Meta(gt=0)] = 500.0
+    """Requests per second for binds, two for each pod; they wait behind no routine request."""
+    urgent_burst: Count = 1000
+    """Requests for binds in a row after a pause."""
+    urgent_in_flight: Count = 64
+    """Requests for binds that may wait for an answer at the same time."""
     request_timeout_seconds: Seconds = 15.0
     """Deadline of one request, watches excepted."""
     watch_timeout_seconds: Seconds = 300.0

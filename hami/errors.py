@@ -9,6 +9,7 @@
     ├── AdmissionError         the pod must be refused; the message is for its author
     ├── StaleSnapshotError     the node changed and the decision no longer holds: decide again
     ├── NotLeaderError         another process decides now; the message says which
+    ├── BusyError              more waits already than can be done in time: come again
     ├── UnfitError             nothing can hold the request now; the message says why
     │   └── QuotaExceededError     its namespace's quota leaves no room for it
     ├── DeviceError            the driver or NVML refused or broke
@@ -54,6 +55,10 @@ class StaleSnapshotError(HamiError):
 
 class NotLeaderError(HamiError):
     """This process may not decide, or no longer: another one leads, or nobody does yet."""
+
+
+class BusyError(HamiError):
+    """More waits already than can be done in time; told at once, so that nobody waits in vain."""
 
 
 class UnfitError(HamiError):

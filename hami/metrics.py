@@ -139,7 +139,7 @@ ADMISSIONS: Final = Metric(
 BINDS: Final = Metric(
     name="hami_bind",
     kind="counter",
-    help="Binds asked for: bound, repeated, unfit, gone, conflicted, deposed or failed.",
+    help="Binds asked for: bound, repeated, unfit, gone, busy, conflicted, deposed or failed.",
     labels=("result",),
 )
 BIND_CONFLICTS: Final = Metric(

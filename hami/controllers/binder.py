@@ -8,6 +8,9 @@ nothing. Where an answer is lost, the pod is read before anything is given back;
 fails, the reservation stays until the watch shows the pod bound or its time is over. A bind belongs
 to the reign in which it began (``leadership.py``): once that is over it writes nothing more, and
 whoever leads next sees to the record.
+
+A bind that could not be done within its deadline, for so many are under way, is refused before it
+begins: it costs nothing then, and its scheduler comes again when there is room.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.leadership import Leadership, Mandate
 from hami.controllers.nodelocks import NodeLocks
-from hami.controllers.podwriter import PodWriter
+from hami.controllers.podwriter import WRITES_OF_A_BIND, PodWriter
 from hami.controllers.twins import Twins, keys_of_request, needs_lock
 from hami.controllers.wire import BindArgs
 from hami.core import record
@@ -38,6 +41,7 @@ from hami.core.vendor import VendorTable
 from hami.core.verdict import Verdict
 from hami.crashpoints import crash_point
 from hami.errors import (
+    BusyError,
     CodecError,
     ConflictError,
     HamiError,
@@ -113,6 +117,8 @@ class Binder:
         self._leadership = leadership
         self._clock = clock
         self._under_way: set[str] = set()
+        self._waiting = 0
+        """Those of them that wait for their twins."""
 
     def is_binding(self, uid: str) -> bool:
         """Whether a bind of the pod is under way."""
@@ -144,6 +150,7 @@ class Binder:
         if pod.spec.node_name == args.node:
             return "repeated"
         request = read_request(pod, self._vendors, self._defaults)
+        self._refuse_if_busy(args, request)
         task = _Task(args=args, ref=ref, request=request, mandate=mandate)
         try:
             await self._carry_out(task, pod)
@@ -158,6 +165,25 @@ class Binder:
             task.ref, "BindingSucceed", f"Successfully binding node [{args.node}] to {args.pod}"
         )
         return "bound"
+
+    def _refuse_if_busy(self, args: BindArgs, request: PodRequest) -> None:
+        """Refuse what the deadline would only end.
+
+        Raises:
+            BusyError: More waits already than can be done in time.
+        """
+        keys = keys_of_request(request, self._vendors)
+        others = len(self._under_way) - 1
+        writes = others + self._waiting + WRITES_OF_A_BIND  # who has its turn has one write queued
+        for_twins = self._twins.expected_wait(node=args.node, keys=keys)
+        expected = max(for_twins, self._writer.expected_wait(writes))
+        seconds = self._settings.bind_timeout_seconds
+        if expected > seconds:
+            raise BusyError(
+                f"bind of {args.pod} to {args.node}: {others} others are under way, "
+                f"{self._waiting} of them wait for their turn on a node; this one would take "
+                f"{expected:.1f} s of at most {seconds:g} s: come again"
+            )
 
     async def _carry_out(self, task: _Task, pod: Pod) -> None:
         """Wait for the pod's turn, then decide and write, all within the deadline."""
@@ -182,12 +208,16 @@ class Binder:
 
     async def _take_turn(self, task: _Task) -> None:
         """Wait for pods on the node that the kubelet could not tell from this one."""
-        with self._counters.twin_seconds.time():
-            await self._twins.enter(
-                task.args.uid,
-                node=task.args.node,
-                keys=keys_of_request(task.request, self._vendors),
-            )
+        self._waiting += 1
+        try:
+            with self._counters.twin_seconds.time():
+                await self._twins.enter(
+                    task.args.uid,
+                    node=task.args.node,
+                    keys=keys_of_request(task.request, self._vendors),
+                )
+        finally:
+            self._waiting -= 1
 
     async def _decide(self, task: _Task, pod: Pod) -> None:
         """Choose, record and bind; again where somebody else was faster."""
@@ -328,6 +358,8 @@ def _result_of(error: HamiError) -> str:
     match error:
         case UnfitError():
             return "unfit"
+        case BusyError():
+            return "busy"
         case NotFoundError():
             return "gone"
         case ConflictError() | StaleSnapshotError():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -26,6 +27,9 @@ from hami.kube.throttle import Lane
 
 _POD = msgspec.json.Decoder(Pod)
 
+WRITES_OF_A_BIND: Final = 2
+"""The record and the Binding."""
+
 
 class PodWriter:
     """Reads and writes pods for those who decide, ahead of routine requests."""
@@ -40,6 +44,10 @@ class PodWriter:
         self._client = client
         self._vendors = vendors
         self._wall_clock = wall_clock
+
+    def expected_wait(self, writes: int) -> float:
+        """Seconds until so many more writes could have been answered, as things go."""
+        return self._client.expected_wait(Lane.URGENT, requests=writes)
 
     async def read(self, ref: ObjectRef) -> Pod:
         """The pod as it is now.

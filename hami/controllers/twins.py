@@ -8,13 +8,15 @@ deadline. All that is known is rebuilt from the watch after a restart.
 
 Vendors whose agents read the node's lock serve one pod at a time: their pods share one key. Vendors
 whose agents do not look for pods at all have none.
+
+How long the pods of a node take of late tells how long one more would wait.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
@@ -27,6 +29,8 @@ Key = tuple[VendorName, int]
 """So many devices of one vendor for one container."""
 NODE_LOCK: Final[Key] = (VendorName(""), 0)
 """Of every pod with devices of a vendor whose agent reads the node's lock."""
+
+_SMOOTHING: Final = 0.2
 
 
 def keys_of_request(request: PodRequest, vendors: VendorTable) -> frozenset[Key]:
@@ -70,6 +74,15 @@ class _Flight:
     """None while it waits for its turn."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Lane:
+    """The pods in flight on one node, in the order in which they came; kept while there are any."""
+
+    flights: dict[str, _Flight] = field(default_factory=dict)
+    seconds: float = 0.0
+    """From a pod's turn until it has its devices, of late; 0 while none has told."""
+
+
 class Twins:
     """The pods in flight, by node, in the order in which they came."""
 
@@ -84,7 +97,7 @@ class Twins:
         """
         self._patience_seconds = patience_seconds
         self._clock = clock
-        self._nodes: dict[str, dict[str, _Flight]] = {}
+        self._nodes: dict[str, _Lane] = {}
         self._flights: dict[str, _Flight] = {}
         self._left: dict[str, anyio.Event] = {}
 
@@ -116,13 +129,24 @@ class Twins:
         flight = self._flights.pop(uid, None)
         if flight is None:
             return
-        on_node = self._nodes[flight.node]
-        del on_node[uid]
-        if not on_node:
+        lane = self._nodes[flight.node]
+        del lane.flights[uid]
+        if not lane.flights:
             del self._nodes[flight.node]
+        elif flight.started_at is not None:
+            took = self._clock() - flight.started_at
+            lane.seconds += _SMOOTHING * (took - lane.seconds) if lane.seconds else took
         event = self._left.pop(flight.node, None)
         if event is not None:
             event.set()
+
+    def expected_wait(self, *, node: str, keys: frozenset[Key]) -> float:
+        """Seconds until it would be the turn of one more pod on the node, as things go there."""
+        lane = self._nodes.get(node)
+        if lane is None:
+            return 0.0
+        ahead = sum(1 for flight in lane.flights.values() if flight.keys & keys)
+        return ahead * lane.seconds
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -130,14 +154,14 @@ class Twins:
     def _add(self, uid: str, node: str, keys: frozenset[Key]) -> _Flight:
         flight = _Flight(uid=uid, node=node, keys=keys)
         self._flights[uid] = flight
-        self._nodes.setdefault(node, {})[uid] = flight
+        self._nodes.setdefault(node, _Lane()).flights[uid] = flight
         return flight
 
     def _ahead(self, flight: _Flight) -> list[_Flight]:
         """The twins that came first, or were seen bound by somebody else, and still count."""
         ahead: list[_Flight] = []
         came_first = True
-        for other in self._nodes[flight.node].values():
+        for other in self._nodes[flight.node].flights.values():
             if other is flight:
                 came_first = False
             elif (

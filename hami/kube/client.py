@@ -22,12 +22,19 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from hami.config import KubeSettings
-from hami.errors import CodecError, GoneError, HamiError, KubeError, UnavailableError
+from hami.errors import (
+    CodecError,
+    GoneError,
+    HamiError,
+    KubeError,
+    ThrottledError,
+    UnavailableError,
+)
 from hami.kube import credentials
 from hami.kube.metrics import KubeMetrics
 from hami.kube.resources import resource_of
 from hami.kube.status import error_from, parse_status
-from hami.kube.throttle import Lane, RateLimiter
+from hami.kube.throttle import Budget, Lane, RateLimiter
 
 JSON: Final = "application/json"
 JSON_PATCH: Final = "application/json-patch+json"
@@ -89,12 +96,23 @@ class KubeClient:
         self.metrics = metrics
         self.settings = settings
         self._source = source
-        self._limiter = RateLimiter(qps=settings.qps, burst=settings.burst)
+        self._limiter = RateLimiter(
+            routine=Budget(rate=settings.qps, burst=settings.burst, in_flight=settings.in_flight),
+            urgent=Budget(
+                rate=settings.urgent_qps,
+                burst=settings.urgent_burst,
+                in_flight=settings.urgent_in_flight,
+            ),
+        )
 
     @property
     def host(self) -> str:
         """The API server's address."""
         return self._source.host
+
+    def expected_wait(self, lane: Lane, *, requests: int) -> float:
+        """Seconds until so many more requests of the lane could have been answered, as it goes."""
+        return self._limiter.expected_wait(lane, requests=requests)
 
     async def get(
         self, path: str, *, query: Query | None = None, lane: Lane = Lane.ROUTINE
@@ -192,7 +210,9 @@ class KubeClient:
             outcome.code = response.status
             if response.status != 200:
                 async with response:
-                    raise await _refusal(response, what=what, testing=False)
+                    error = await _refusal(response, what=what, testing=False)
+                    self._slow_down(error, path, Lane.ROUTINE)
+                    raise error
         try:
             yield ByteStream(response, what)
         finally:
@@ -210,16 +230,27 @@ class KubeClient:
         guard: Guard | None = None,
     ) -> bytes:
         what = f"{verb} {path}"
+        patience = self.settings.request_timeout_seconds
         with self._measured(verb, path) as outcome, self._deadline(what):
-            await self._limiter.acquire(lane)
-            response = await self._send(
-                verb, path, query=query, body=body, content_type=content_type, guard=guard
-            )
-            outcome.code = response.status
-            async with response:
-                if not 200 <= response.status < 300:
-                    raise await _refusal(response, what=what, testing=content_type == JSON_PATCH)
-                return await _read(response, what=what)
+            async with self._limiter.turn(lane, patience_seconds=patience):
+                response = await self._send(
+                    verb, path, query=query, body=body, content_type=content_type, guard=guard
+                )
+                outcome.code = response.status
+                async with response:
+                    if not 200 <= response.status < 300:
+                        error = await _refusal(
+                            response, what=what, testing=content_type == JSON_PATCH
+                        )
+                        self._slow_down(error, path, lane)
+                        raise error
+                    return await _read(response, what=what)
+
+    def _slow_down(self, error: KubeError, path: str, lane: Lane) -> None:
+        """Obey a server that has too much to do; a budget that forbids an eviction is no such."""
+        if isinstance(error, ThrottledError) and not path.endswith("/eviction"):
+            self._limiter.refused(lane, retry_after_seconds=error.retry_after_seconds)
+            self.metrics.throttled.labels(lane.value).inc()
 
     async def close(self) -> None:
         """Close every connection, within a deadline even when cancelled."""

@@ -1,9 +1,10 @@
 """Events on objects, for ``kubectl describe``: said once, counted up, never a flood.
 
-``record`` is synchronous, costs microseconds and never fails; one task sends. What is the same
+``record`` is synchronous, costs microseconds and never fails; a few tasks send. What is the same
 (object, type, reason, message) becomes one Event with a count; many alike (same but for the
 message) become one that says so; an object that goes on talking is cut off by a token bucket; a
-full queue drops its oldest, warnings last. Everything that is dropped is counted.
+full queue drops its oldest, warnings last. Everything that is dropped is counted. Several are sent
+at a time, of each Event one version.
 
 Events are news, not state: losing one loses no truth, so a send is tried a few times only.
 """
@@ -47,6 +48,8 @@ OBJECT_BURST: Final = 25
 OBJECT_SECONDS: Final = 300.0
 """An object may say 25 things at once, and one more every five minutes."""
 COMBINED: Final = "(combined from similar events): "
+SENDERS: Final = 8
+"""Events on their way at a time: at 5 ms each, more than a scheduler can give rise to."""
 SEND_BACKOFF: Final = Backoff(base_seconds=0.5, cap_seconds=5.0)
 
 
@@ -145,6 +148,7 @@ class EventRecorder:
         self._flush_seconds = flush_seconds
         self._clock = clock
         self._pending: OrderedDict[_Said, _Pending] = OrderedDict()
+        self._sending: set[_Said] = set()
         self._work = anyio.Event()
         self._written: _Recent[_Said, _Written] = _Recent(REMEMBERED)
         self._varieties: _Recent[_Subject, _Variety] = _Recent(REMEMBERED)
@@ -173,44 +177,71 @@ class EventRecorder:
             self._make_room()
         name = f"{ref.name[: MAX_NAME_BYTES - 17]}.{uuid.uuid4().hex[:16]}"
         self._pending[said] = _Pending(name=name, message=text, first=now, last=now)
-        self._work.set()
+        self._wake()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Send for ever; on cancellation, what waits is still sent within ``flush_seconds``."""
         task_status.started()
         try:
-            while True:
-                await self._work.wait()
-                self._work = anyio.Event()
-                await self._drain()
+            async with anyio.create_task_group() as senders:
+                for _ in range(SENDERS):
+                    senders.start_soon(self._send_for_ever, name="events sender")
         finally:
             with anyio.move_on_after(self._flush_seconds, shield=True):
-                await self._drain()
+                async with anyio.create_task_group() as senders:
+                    for _ in range(min(SENDERS, len(self._pending))):
+                        senders.start_soon(self._send_waiting, name="events sender")
             if self._pending:
                 self._metrics.events_dropped.labels("stopped").inc(len(self._pending))
                 log.info("events_dropped", events=len(self._pending))
+        raise AssertionError("unreachable: senders end only when cancelled")
 
-    async def _drain(self) -> None:
-        while self._pending:
-            said, pending = self._pending.popitem(last=False)
+    async def _send_for_ever(self) -> NoReturn:
+        while True:
+            work = self._work
+            await self._send_waiting()
+            await work.wait()
+
+    async def _send_waiting(self) -> None:
+        """Send until nothing waits that is not on its way already."""
+        while (said := self._next()) is not None:
+            pending = self._pending.pop(said)
+            self._sending.add(said)
             try:
-                await retrying(
-                    lambda: self._send(said, pending),  # noqa: B023 - awaited in this turn
-                    f"event on {said.subject.ref}",
-                    attempts=3,
-                    backoff=SEND_BACKOFF,
-                )
-            except anyio.get_cancelled_exc_class():
+                await self._try_to_send(said, pending)
+            finally:
+                self._sending.discard(said)
+
+    def _next(self) -> _Said | None:
+        """The oldest that waits; what is being said already waits for that to be done."""
+        return next((said for said in self._pending if said not in self._sending), None)
+
+    def _wake(self) -> None:
+        self._work.set()
+        self._work = anyio.Event()
+
+    async def _try_to_send(self, said: _Said, pending: _Pending) -> None:
+        try:
+            await retrying(
+                lambda: self._send(said, pending),
+                f"event on {said.subject.ref}",
+                attempts=3,
+                backoff=SEND_BACKOFF,
+            )
+        except anyio.get_cancelled_exc_class():
+            if said in self._pending:
+                self._pending[said].count += pending.count
+            else:
                 self._pending[said] = pending
-                raise
-            except (KubeError, CodecError) as error:
-                self._metrics.events_dropped.labels("refused").inc()
-                log.warning(
-                    "event_not_sent",
-                    object=str(said.subject.ref),
-                    reason=said.subject.reason,
-                    error=str(error),
-                )
+            raise
+        except (KubeError, CodecError) as error:
+            self._metrics.events_dropped.labels("refused").inc()
+            log.warning(
+                "event_not_sent",
+                object=str(said.subject.ref),
+                reason=said.subject.reason,
+                error=str(error),
+            )
 
     async def _send(self, said: _Said, pending: _Pending) -> None:
         """Count up the Event that says this already, or create it."""

@@ -232,7 +232,7 @@ class LeaderElector:
 
     async def _read(self) -> Lease | None:
         try:
-            body = await self._client.get(self._ref.path(), lane=Lane.URGENT)
+            body = await self._client.get(self._ref.path(), lane=Lane.LEASE)
         except NotFoundError:
             return None
         return _decode(body, self._ref)
@@ -245,7 +245,7 @@ class LeaderElector:
             "spec": self._spec(acquired=_now(), transitions=0),
         }
         path = LEASES.path(self._ref.namespace)
-        self._watch.see(_decode(await self._client.post(path, body, lane=Lane.URGENT), self._ref))
+        self._watch.see(_decode(await self._client.post(path, body, lane=Lane.LEASE), self._ref))
         return 0
 
     async def _write(self, lease: Lease) -> int:
@@ -263,7 +263,7 @@ class LeaderElector:
     async def _patch(self, lease: Lease, spec: dict[str, object]) -> None:
         version = {"resourceVersion": lease.metadata.resource_version}
         body = {"metadata": version, "spec": spec}
-        answer = await self._client.patch(self._ref.path(), body, lane=Lane.URGENT)
+        answer = await self._client.patch(self._ref.path(), body, lane=Lane.LEASE)
         self._watch.see(_decode(answer, self._ref))
 
     def _spec(self, *, acquired: str, transitions: int) -> dict[str, object]:

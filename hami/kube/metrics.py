@@ -24,6 +24,12 @@ class KubeMetrics:
             buckets=_LATENCY_BUCKETS,
             registry=registry,
         )
+        self.throttled = Counter(
+            "hami_kube_throttled",
+            "Requests that the API server answered with 429, which slow their lane down.",
+            ("lane",),
+            registry=registry,
+        )
         self.watch_events = Counter(
             "hami_kube_watch_events",
             "Watch events received.",

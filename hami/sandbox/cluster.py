@@ -125,13 +125,15 @@ async def running(
     """
     lifecycle.check_room(place, layout)
     (place / "logs").mkdir(exist_ok=True)
-    common = _merged({"kube": {"qps": 1000, "burst": 1000}}, settings or {})
+    common = _merged({"kube": {"qps": 1000, "burst": 1000, "urgent_qps": 1000}}, settings or {})
     async with ApiServer().running() as api:
         progress(f"API server at {api.url}")
         kubeconfig = place / "kubeconfig"
         kubeconfig.write_text(api.kubeconfig(), encoding="utf-8")
         common["kube"]["kubeconfig"] = str(kubeconfig)
-        kube = KubeSettings(kubeconfig=str(kubeconfig), qps=5000, burst=5000)
+        kube = KubeSettings(
+            kubeconfig=str(kubeconfig), qps=5000, burst=5000, in_flight=90, urgent_qps=5000
+        )
         async with kube_client.connect(kube) as client, anyio.create_task_group() as tasks:
             sandbox = _sandbox(
                 place,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from hami.config import Settings
@@ -436,3 +438,77 @@ async def test_burst_of_binds_never_gives_a_device_twice(
 
     assert sorted(answer[0] == "" for answer in answers) == [False] * 4 + [True] * 4
     assert [slots for slots, _, _ in usage.values()] == [1, 1, 1, 1]
+
+
+# -- few calls, and none in vain ----------------------------------------------------------------
+
+
+async def test_scheduled_pod_costs_three_writes(server: ApiServer, configure: Configure) -> None:
+    """Its record, the Binding and one Event; filter, prioritize and the watch cost none."""
+    pods = [server.store.create(pod_object(f"p{i}", gpus=1 + i % 2)) for i in range(4)]
+
+    async with running(configure()) as controller:
+        await until_handshaken(server)
+        before = Counter(server.requests)
+        for pod, node in zip(pods, ["n0", "n0", "n1", "n1"], strict=True):
+            await controller.filter(pod, NODES)
+            await controller.prioritize(pod, NODES)
+            assert await controller.bind(pod, node) == ""
+
+        async def told() -> bool:
+            return len(server.store.list("events")) == len(pods)
+
+        await until(told)
+        calls = Counter(server.requests) - before
+
+    writes = {key: n for key, n in calls.items() if key[0] not in {"get", "list", "watch"}}
+    assert writes == {
+        ("patch", "pods"): len(pods),
+        ("create", "pods/binding"): len(pods),
+        ("create", "events"): len(pods),
+    }
+    assert calls["get", "pods"] == 0, "the watch shows what there is to know"
+
+
+async def until_handshaken(server: ApiServer) -> None:
+    """Return once the agents have been asked whether they are alive, which is no pod's cost."""
+
+    async def asked() -> bool:
+        return server.requests["patch", "nodes"] >= len(NODES)
+
+    await until(asked)
+
+
+@pytest.mark.faults
+async def test_bind_that_cannot_be_done_in_time_is_refused_at_once(
+    server: ApiServer, configure: Configure
+) -> None:
+    """Each request is allowed every two seconds: the third bind would take ten, and may take six.
+
+    What is under way is not disturbed, and nothing is written for the one that is refused.
+    """
+    pods = [server.store.create(pod_object(f"p{i}", gpus=1 + i)) for i in range(2)]
+    late = server.store.create(pod_object("late"))
+    settings = configure(bind_timeout_seconds=6.0)
+    kube = msgspec.structs.replace(settings.kube, urgent_qps=0.5, urgent_burst=1)
+
+    async with (
+        running(msgspec.structs.replace(settings, kube=kube)) as controller,
+        anyio.create_task_group() as group,
+    ):
+        for pod in pods:
+            await bind_in_background(group, controller, pod, "n0")
+
+        async def under_way() -> bool:
+            return await controller.value("hami_reservations", state="reserved") == len(pods)
+
+        await until(under_way)
+        with anyio.fail_after(5):
+            error = await controller.bind(late, "n1")
+        assert await controller.value("hami_bind_total", result="busy") == 1
+        assert await controller.value("hami_reservations", state="reserved") == len(pods)
+        group.cancel_scope.cancel()
+
+    assert "2 others are under way" in error
+    assert "come again" in error
+    assert annotations_of(server, "late") == {}

@@ -236,3 +236,30 @@ async def test_no_two_twins_are_ever_let_through_together(
                 for node_b, keys_b in flights[i + 1 :]:
                     assert node_a != node_b or not keys_a & keys_b
         group.cancel_scope.cancel()
+
+
+async def test_how_long_one_more_would_wait_is_learnt_from_those_before_it() -> None:
+    clock = Clock()
+    twins = Twins(patience_seconds=60, clock=clock)
+    async with anyio.create_task_group() as group:
+        arrivals = Arrivals(twins, group)
+        for uid in ("a", "b", "c", "d"):
+            await arrivals.enter(uid)
+        await arrivals.enter("elsewhere", node="m")
+        assert twins.expected_wait(node="n", keys=ONE) == 0, "nobody has told yet"
+
+        clock.now = 0.5
+        twins.leave("a")
+        await settle()
+
+        assert twins.expected_wait(node="n", keys=ONE) == 3 * 0.5
+        assert twins.expected_wait(node="n", keys=TWO) == 0
+        assert twins.expected_wait(node="m", keys=ONE) == 0
+        assert twins.expected_wait(node="unknown", keys=ONE) == 0
+
+        twins.leave("c")  # gave up; it never had its turn, and tells nothing
+        assert twins.expected_wait(node="n", keys=ONE) == 2 * 0.5
+        for uid in ("b", "d", "elsewhere"):
+            twins.leave(uid)
+            await settle()
+    assert twins.expected_wait(node="n", keys=ONE) == 0

@@ -163,4 +163,4 @@ def test_every_setting_is_described_by_path_type_and_default() -> None:
     assert rows["controller.port"] == ("int", "9443")
     assert rows["controller.mode"] == ("cooperative | exclusive", "'cooperative'")
     assert rows["kube.kubeconfig"] == ("str | None", "None")
-    assert rows["kube.qps"] == ("float", "50.0")
+    assert rows["kube.qps"] == ("float", "250.0")

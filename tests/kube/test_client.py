@@ -28,6 +28,7 @@ from hami.kube import client as kube_client
 from hami.kube.backoff import retrying
 from hami.kube.client import KubeClient, connect
 from hami.kube.resources import PODS, resource_of
+from hami.kube.throttle import Lane
 from tests.support.cluster import Cluster, make_pod
 from tests.support.kube import SOON, create_pod, value_of
 from tests.support.scripted import Handler, scripted, write_kubeconfig
@@ -169,12 +170,34 @@ async def test_an_answer_that_stops_in_the_middle_is_unavailable(tmp_path: Path)
             await client.get("/x")
 
 
-async def test_waiting_for_a_turn_counts_against_the_deadline(tmp_path: Path) -> None:
-    slow = asking(answering(200), tmp_path, qps=0.001, burst=1, request_timeout_seconds=1.0)
+async def test_a_turn_that_would_come_after_the_deadline_is_refused_at_once(tmp_path: Path) -> None:
+    slow = asking(answering(200), tmp_path, qps=0.001, burst=1, request_timeout_seconds=600.0)
     async with slow as client:
         await client.get("/x")
-        with pytest.raises(UnavailableError, match="within"):
+        with anyio.fail_after(10), pytest.raises(ThrottledError, match="longer than 600 s"):
             await client.get("/x")
+
+
+async def test_a_server_that_has_too_much_to_do_is_asked_less(tmp_path: Path) -> None:
+    busy = answering(429, b"{}", **{"Retry-After": "3"})
+    async with asking(busy, tmp_path) as client:
+        with pytest.raises(ThrottledError):
+            await client.patch("/api/v1/namespaces/a/pods/p", {}, lane=Lane.URGENT)
+        waits = {lane: client.expected_wait(lane, requests=1) for lane in Lane}
+        throttled = value_of(client.metrics.throttled, "urgent")
+
+    assert waits[Lane.URGENT] == pytest.approx(3.0, abs=1.0)
+    assert waits[Lane.ROUTINE] == pytest.approx(3.0, abs=1.0)
+    assert waits[Lane.LEASE] == 0.0
+    assert throttled == 1
+
+
+async def test_an_eviction_that_a_budget_forbids_slows_nothing_down(tmp_path: Path) -> None:
+    async with asking(answering(429, b"{}", **{"Retry-After": "10"}), tmp_path) as client:
+        with pytest.raises(ThrottledError):
+            await client.post("/api/v1/namespaces/a/pods/p/eviction", {}, lane=Lane.URGENT)
+
+        assert client.expected_wait(Lane.URGENT, requests=1) == 0.0
 
 
 async def test_an_intermediarys_page_is_an_error_that_quotes_it(tmp_path: Path) -> None:
