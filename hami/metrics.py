@@ -185,6 +185,13 @@ CERTIFICATE_LOADS: Final = Metric(
     labels=("result",),
 )
 
+CONFIG_RELOADS: Final = Metric(
+    name="hami_config_reloads",
+    kind="counter",
+    help="Changed files of settings: applied, partly (the rest needs a restart) or refused.",
+    labels=("result",),
+)
+
 # -- controller: what it sees --------------------------------------------------------------------
 
 CACHE_GENERATION: Final = Metric(
@@ -318,6 +325,7 @@ TABLE: Final = (
     ORPHANS,
     HANDSHAKES,
     CERTIFICATE_LOADS,
+    CONFIG_RELOADS,
     CACHE_GENERATION,
     RESERVATIONS,
     INFORMER_AGE,

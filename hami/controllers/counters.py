@@ -21,3 +21,4 @@ class ControllerCounters:
         self.orphans = metrics.counter(metrics.ORPHANS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
         self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)
+        self.reloads = metrics.counter(metrics.CONFIG_RELOADS, registry)
