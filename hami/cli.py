@@ -180,7 +180,7 @@ def controller(
 
     logs.configure(loaded.settings.log)
 
-    _run(partial(run, loaded.settings))
+    _run(partial(run, loaded))
 
 
 @app.command("node-agent")

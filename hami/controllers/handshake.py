@@ -76,7 +76,7 @@ class Handshake:
         self._client = client
         self._nodes = nodes
         self._handler = handler
-        self._vendors = tuple(v for v in vendors.values() if v.handshake_key)
+        self._vendors = vendors
         self._settings = settings
         self._counters = counters
         self._guard = guard
@@ -110,8 +110,8 @@ class Handshake:
     ) -> Iterator[tuple[Node, Vendor]]:
         """Tell the handler who is silent on the node; yield whom to ask."""
         now, silent = self._clock(), []
-        for vendor in self._vendors:
-            if vendor.register_key not in node.annotations:
+        for vendor in self._vendors.values():
+            if not vendor.handshake_key or vendor.register_key not in node.annotations:
                 continue
             key = node.name, vendor.name
             agent = seen[key] = self._agents.get(key) or _Agent()

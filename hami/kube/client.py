@@ -90,6 +90,12 @@ class KubeClient:
         self._source = source
         self._limiter = RateLimiter(qps=settings.qps, burst=settings.burst)
 
+    def adopt(self, settings: KubeSettings) -> None:
+        """From now on use these rates and this deadline; the cluster stays the same."""
+        if (settings.qps, settings.burst) != (self.settings.qps, self.settings.burst):
+            self._limiter = RateLimiter(qps=settings.qps, burst=settings.burst)
+        self.settings = settings
+
     @property
     def host(self) -> str:
         """The API server's address."""
