@@ -10,18 +10,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from hami import __version__, config
-from hami.config import Settings
+from hami import __version__
+from hami.compat import flags as reference
 from hami.errors import ConfigError, HamiError
+from hami.loading import Loaded, Sources, resolve
 
 # Options and arguments that are wrong. The class has no public name, its child has.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -50,12 +51,27 @@ DirOption = Annotated[
     Path | None, typer.Option("--dir", help="State directory of the sandbox.", metavar="DIR")
 ]
 
+_PASSED_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands whose other flags are those of HAMi's scheduler."""
+
 
 class Mode(StrEnum):
     """Placement modes; see docs/controller.md."""
 
     COOPERATIVE = "cooperative"
     EXCLUSIVE = "exclusive"
+
+
+class Process(StrEnum):
+    """The processes that have settings."""
+
+    CONTROLLER = "controller"
+    NODE_AGENT = "node-agent"
+
+    @property
+    def setting(self) -> Literal["controller", "node_agent"]:
+        """Name of its group of settings."""
+        return "controller" if self is Process.CONTROLLER else "node_agent"
 
 
 class Output(StrEnum):
@@ -86,7 +102,14 @@ def _usage(error: Any) -> str:  # noqa: ANN401 - the class has no public name
     return f"hami: {message.rstrip('.')}. See '{error.ctx.command_path} --help'."
 
 
-def _settings(file: Path | None, assignments: list[str] | None) -> Settings:
+def _load(
+    file: Path | None,
+    assignments: list[str] | None,
+    *,
+    process: Process,
+    arguments: Sequence[str] = (),
+) -> Loaded:
+    """A process's settings, from all sources; ``arguments`` are flags of HAMi's scheduler."""
     import yaml
 
     flags: dict[str, Any] = {}
@@ -98,7 +121,15 @@ def _settings(file: Path | None, assignments: list[str] | None) -> Settings:
             flags[path] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {text}: {' '.join(str(error).split())}") from error
-    return config.load(file=file, environment=os.environ, flags=flags)
+    return resolve(
+        Sources(
+            process=process.setting,
+            file=file,
+            environment=os.environ,
+            assignments=flags,
+            reference=reference.parse(arguments),
+        )
+    )
 
 
 def _run(main_task: Callable[[], Awaitable[None]]) -> None:
@@ -135,47 +166,72 @@ def _has_uvloop() -> bool:
     return True
 
 
-@app.command()
-def controller(config_file: ConfigOption = None, set_: SetOption = None) -> None:
-    """Serve the webhook and the scheduler's extender; one per cluster."""
-    settings = _settings(config_file, set_)
+@app.command(context_settings=_PASSED_ON)
+def controller(
+    context: typer.Context, config_file: ConfigOption = None, set_: SetOption = None
+) -> None:
+    """Serve the webhook and the scheduler's extender; one per cluster.
+
+    The flags of HAMi's scheduler are understood, too: see docs/migrating-settings.md.
+    """
+    loaded = _load(config_file, set_, process=Process.CONTROLLER, arguments=context.args)
     from hami import logs
     from hami.controllers.app import run
 
-    logs.configure(settings.log)
+    logs.configure(loaded.settings.log)
 
-    _run(partial(run, settings))
+    _run(partial(run, loaded))
 
 
 @app.command("node-agent")
 def node_agent(config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Serve one node's devices to its kubelet and enforce their limits; one per node."""
-    settings = _settings(config_file, set_)
-    from hami import logs
+    loaded = _load(config_file, set_, process=Process.NODE_AGENT)
+    from hami import live, logs
     from hami.nodeagent.app import run
 
-    logs.configure(settings.log)
+    logs.configure(loaded.settings.log)
+    live.tell(loaded.notes)
 
-    _run(partial(run, settings))
+    _run(partial(run, loaded.settings))
 
 
-@app.command("check-config")
-def check_config(config_file: ConfigOption = None, set_: SetOption = None) -> None:
-    """Validate the settings and print them as they would be used."""
-    settings = _settings(config_file, set_)
+@app.command("check-config", context_settings=_PASSED_ON)
+def check_config(
+    context: typer.Context,
+    config_file: ConfigOption = None,
+    set_: SetOption = None,
+    process: Annotated[
+        Process, typer.Option("--for", help="Whose device configuration file is read.")
+    ] = Process.CONTROLLER,
+) -> None:
+    """Validate the settings and print them as they would be used.
+
+    Takes what 'hami controller' takes; what would have no effect is told on stderr.
+    """
+    loaded = _load(config_file, set_, process=process, arguments=context.args)
     import msgspec
     import yaml
 
-    typer.echo(yaml.safe_dump(msgspec.to_builtins(settings), sort_keys=False), nl=False)
+    from hami.site import vendor_table
+
+    vendor_table(loaded.settings)  # refuses what only goes wrong together
+    for name, reason in loaded.notes.items():
+        typer.echo(f"without effect: {name}: {reason}", err=True)
+    typer.echo(yaml.safe_dump(msgspec.to_builtins(loaded.settings), sort_keys=False), nl=False)
 
 
 @app.command("settings")
-def settings_table() -> None:
+def settings_table(
+    of_hami: Annotated[
+        bool, typer.Option("--hami", help="Instead: what HAMi's flags and file keys are here.")
+    ] = False,
+) -> None:
     """Print every setting with its type and default, as a Markdown table."""
-    typer.echo("| setting | type | default | meaning |\n|---|---|---|---|")
-    for path, kind, default, meaning in config.describe():
-        cells = (f"`{path}`", kind.replace("|", "\\|"), f"`{default}`", meaning.replace("|", "\\|"))
-        typer.echo(f"| {' | '.join(cells)} |")
+    from hami import pages
+
+    for line in pages.migrating() if of_hami else pages.settings():
+        typer.echo(line)
 
 
 @app.command("certs")

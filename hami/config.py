@@ -1,36 +1,28 @@
-"""Typed settings: defaults < YAML file < environment < flags, validated once.
+"""Typed settings: groups of fields with their defaults, validated once (see ``hami.loading``).
 
 Every setting is a field below, documented where it stands; the reference page and the error for an
-unknown key come from the same structs. ``load`` is pure; only ``hami.cli`` reads files and the
-environment. Durations are seconds, sizes are bytes unless a name says otherwise.
+unknown key come from the same structs. Durations are seconds, sizes are bytes unless a name says
+otherwise.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import itertools
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
-import yaml
 from msgspec import Meta
-
-from hami.errors import ConfigError
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1)]
 Policy = Literal["binpack", "spread"]
+MigProfile = Annotated[str, Meta(pattern=r"^[^.]+g\.")]
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-ENV_PREFIX = "HAMI_"
-"""``HAMI_CONTROLLER__PORT=9443`` sets ``controller.port``: two underscores for each dot."""
 
 
 class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +67,15 @@ class KubeSettings(_Group, frozen=True, kw_only=True):
     """Objects a list asks for at a time."""
 
 
+class MigProfiles(_Group, frozen=True, kw_only=True):
+    """The MIG profiles that may be used on some models."""
+
+    models: Annotated[tuple[str, ...], Meta(min_length=1)]
+    """Models, as nodes register them."""
+    profiles: Annotated[tuple[MigProfile, ...], Meta(min_length=1)]
+    """Profiles, such as ``1g.10gb``."""
+
+
 class NvidiaSettings(_Group, frozen=True, kw_only=True):
     """Resource names and defaults of NVIDIA devices, as users write them in pods."""
 
@@ -102,6 +103,8 @@ class NvidiaSettings(_Group, frozen=True, kw_only=True):
     """Hide devices from containers that ask for none (``NVIDIA_VISIBLE_DEVICES=none``)."""
     core_policy: Literal["default", "force", "disable"] = "default"
     """Passed to containers as ``GPU_CORE_UTILIZATION_POLICY`` unless ``default``."""
+    mig_profiles: tuple[MigProfiles, ...] = ()
+    """Which MIG profiles may be used: a list of ``{models: [...], profiles: [...]}``."""
 
 
 class HygonSettings(_Group, frozen=True, kw_only=True):
@@ -147,8 +150,13 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """``cooperative``: all feasible nodes, scored; ``exclusive``: the one best node, reserved."""
     node_policy: Policy = "binpack"
     """Node preference of pods that do not name one."""
-    device_policy: Policy = "spread"
-    """Device preference of pods that do not name one."""
+    device_policy: str = "spread"
+    """Device preference of pods that do not name one: ``binpack``, ``spread``, ``mutex``, ``numa``,
+    ``topology-aware``, or several with commas between them."""
+    device_config_file: str | None = None
+    """HAMi's ``device-config.yaml``, if it is to be read; see docs/migrating-settings.md."""
+    config_poll_seconds: Seconds = 2.0
+    """How often the settings' files are looked at; a change counts once two looks agree on it."""
     hold_seconds: Seconds = 15.0
     """How long a filter's choice is held for a bind that does not come."""
     bind_timeout_seconds: Seconds = 20.0
@@ -217,6 +225,10 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     """Factor on the device cores that are offered."""
     fallback_memory: Annotated[int, Meta(ge=0)] = 0
     """MiB of devices whose driver does not tell their memory; 0 leaves such devices out."""
+    device_config_file: str | None = None
+    """HAMi's ``device-config.yaml``, if it is to be read; see docs/migrating-settings.md."""
+    shim_log: Literal["error", "warn", "info", "debug"] = "error"
+    """Least severe level that the shim writes to a container's stderr."""
     health_host: str = "0.0.0.0"
     """Address of health and metrics."""
     health_port: Port = 9394
@@ -263,94 +275,6 @@ class Settings(_Group, frozen=True, kw_only=True):
     enflame: EnflameSettings = EnflameSettings()
     controller: ControllerSettings = ControllerSettings()
     node_agent: NodeAgentSettings = NodeAgentSettings()
-
-
-def load(
-    *,
-    file: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    flags: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Merge the sources, later ones winning, and validate the result.
-
-    Args:
-        file: YAML document with the groups above as top-level keys.
-        environment: Variables; those named ``HAMI_<GROUP>__<FIELD>`` count, others are ignored.
-        flags: Dotted path to value; None values are flags that were not given.
-
-    Raises:
-        ConfigError: A key is unknown, or a value has the wrong type or range.
-    """
-    tree: dict[str, Any] = _read(file) if file is not None else {}
-    for name, text in sorted((environment or {}).items()):
-        path = name.removeprefix(ENV_PREFIX).lower().split("__")
-        if name.startswith(ENV_PREFIX) and len(path) > 1:
-            source = f"environment variable {name}"
-            _put(tree, path, _from_text(text, path, source=source), source=source)
-    for dotted, flag in (flags or {}).items():
-        if flag is not None:
-            _put(tree, dotted.split("."), flag, source="command line")
-    _refuse_unknown(tree, Settings, ())
-    try:
-        return msgspec.convert(tree, Settings)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        path_text = where.rstrip("`").lstrip(".") or "settings"
-        raise ConfigError(f"{path_text}: {what}") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"settings file {file}: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"settings file {file}: expected a mapping, met {type(tree).__name__}")
-    return tree
-
-
-def _put(tree: dict[str, Any], path: list[str], value: object, *, source: str) -> None:
-    for key in path[:-1]:
-        child = tree.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{'.'.join(path)}: {key} is not a group (from the {source})")
-        tree = child
-    tree[path[-1]] = value
-
-
-def _from_text(text: str, path: list[str], *, source: str) -> object:
-    """A variable's value in the type of its setting; as it is where there is no such setting."""
-    wanted: Any = Settings
-    for key in path:
-        fields = msgspec.structs.fields(wanted) if _is_group(wanted) else ()
-        wanted = next((field.type for field in fields if field.name == key), None)
-    if wanted is None or _is_group(wanted):
-        return text
-    try:
-        return msgspec.convert(text, wanted, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{'.'.join(path)}: {error} (from the {source})") from error
-
-
-def _is_group(wanted: object) -> bool:
-    return isinstance(wanted, type) and issubclass(wanted, msgspec.Struct)
-
-
-def _refuse_unknown(tree: Mapping[str, Any], group: type, path: tuple[str, ...]) -> None:
-    known = {field.name: field.type for field in msgspec.structs.fields(group)}
-    for key, value in tree.items():
-        dotted = ".".join((*path, str(key)))
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; the nearest known key is {close[0]}" if close else ""
-            raise ConfigError(f"{dotted}: unknown setting{hint}")
-        inner = known[key]
-        if _is_group(inner):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{dotted}: expected a group, met {type(value).__name__}")
-            _refuse_unknown(value, inner, (*path, str(key)))
 
 
 def describe() -> list[tuple[str, str, str, str]]:

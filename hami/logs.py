@@ -28,21 +28,29 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
+from typing import Final, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 from hami.config import LogSettings
 
+_given: Final[list[FilteringBoundLogger]] = []
+"""Every logger that was given out: one a module."""
+
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """A logger whose events carry ``module=name``; it takes its set-up at its first event."""
-    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
+    logger = cast(FilteringBoundLogger, structlog.get_logger(module=name))
+    _given.append(logger)
+    return logger
 
 
 def configure(settings: LogSettings) -> None:
-    """Send every log line of this process, the libraries' included, to stderr in one format."""
+    """Send every log line of this process, the libraries' included, to stderr in one format.
+
+    May be called again; the loggers that were given out follow.
+    """
     pretty = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -70,3 +78,10 @@ def configure(settings: LogSettings) -> None:
         )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    renew()
+
+
+def renew() -> None:
+    """Have the loggers that were given out take the set-up of now."""
+    for logger in _given:
+        vars(logger).pop("bind", None)  # where structlog keeps the set-up of the first event

@@ -191,6 +191,13 @@ CERTIFICATE_LOADS: Final = Metric(
     labels=("result",),
 )
 
+CONFIG_RELOADS: Final = Metric(
+    name="hami_config_reloads",
+    kind="counter",
+    help="Changed files of settings: applied, partly (the rest needs a restart) or refused.",
+    labels=("result",),
+)
+
 # -- controller: what it sees --------------------------------------------------------------------
 
 CACHE_GENERATION: Final = Metric(
@@ -331,6 +338,7 @@ TABLE: Final = (
     HANDSHAKES,
     NODE_LOCKS,
     CERTIFICATE_LOADS,
+    CONFIG_RELOADS,
     CACHE_GENERATION,
     RESERVATIONS,
     UNKNOWN_DEVICES,

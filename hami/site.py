@@ -5,10 +5,11 @@ Both processes read pods and nodes by the same table, so it is made in one place
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import replace
 
 from hami.config import EnflameSettings, HygonSettings, NvidiaSettings, Settings
+from hami.core.device import VendorName
 from hami.core.quantity import MiB, Percent
 from hami.core.vendor import ResourceNames, Vendor, VendorTable, table
 from hami.core.vendors.enflame import ENFLAME_GCU
@@ -73,3 +74,35 @@ def _hygon(settings: HygonSettings) -> Vendor:
 
 def _gcu(settings: EnflameSettings) -> Vendor:
     return replace(ENFLAME_GCU, resources=ResourceNames(count=settings.gcu_count_name))
+
+
+class CurrentVendors(Mapping[VendorName, Vendor]):
+    """The vendor table of the settings of now, for a process whose settings change."""
+
+    def __init__(self, now: Callable[[], Settings]) -> None:
+        self._now = now
+        self._of = now()
+        self._table = vendor_table(self._of)
+
+    def _current(self) -> VendorTable:
+        now = self._now()
+        if now is not self._of:
+            self._of, self._table = now, vendor_table(now)
+        return self._table
+
+    def __getitem__(self, name: VendorName) -> Vendor:
+        return self._current()[name]
+
+    def __iter__(self) -> Iterator[VendorName]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+    def values(self) -> ValuesView[Vendor]:
+        """The rows; as fast as those of the table itself."""
+        return self._current().values()
+
+    def items(self) -> ItemsView[VendorName, Vendor]:
+        """Names and rows; as fast as those of the table itself."""
+        return self._current().items()

@@ -76,6 +76,10 @@ def test_command_called_with_nothing_shows_its_help_as_a_mistake(
         pytest.param(["check-config", "--set", "log.level=["], "--set", id="no YAML"),
         pytest.param(["check-config", "--set", "x.y=1"], "x", id="unknown setting"),
         pytest.param(["check-config", "--config", "/nowhere"], "/nowhere", id="no settings"),
+        pytest.param(["check-config", "--confg=x"], "--config", id="unknown flag"),
+        pytest.param(["check-config", "--kube-qps", "x"], "a number", id="wrong value of a flag"),
+        pytest.param(["controller", "--enable-ascend"], "not served yet", id="refused flag"),
+        pytest.param(["controller", "serve"], "serve", id="argument without a flag"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(
@@ -155,6 +159,38 @@ def test_settings_are_checked_and_printed_as_they_would_be_used() -> None:
     settings = yaml.safe_load(result.stdout)
     assert settings["controller"]["port"] == 9999
     assert settings["log"]["level"] == "debug"
+
+
+def test_the_command_line_and_the_file_of_hami_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "device-config.yaml"
+    file.write_text("nvidia: {deviceSplitCount: 4}\nmetax: {resourceCountName: a/b}\n")
+
+    result = hami(
+        "check-config", "--http_bind", "0.0.0.0:443", "--debug", "-v=4", "--leader-elect=true",
+        f"--device-config-file={file}", "--set", "controller.mode=exclusive",
+    )  # fmt: skip
+
+    assert result.returncode == 0
+    settings = yaml.safe_load(result.stdout)
+    assert settings["controller"]["port"] == 443
+    assert settings["controller"]["leader_elect"]
+    assert settings["controller"]["mode"] == "exclusive"
+    assert settings["node_agent"]["split_count"] == 4
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == [
+        "--debug", "-v", f"metax in {file}",
+    ]  # fmt: skip
+
+
+def test_the_device_file_of_the_node_agent_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "device-config.yaml"
+    file.write_text("nvidia: {deviceSplitCont: 4}\n")
+
+    result = hami(
+        "check-config", "--for", "node-agent", "--set", f"node_agent.device_config_file={file}"
+    )
+
+    assert result.returncode == 2
+    assert "nvidia.deviceSplitCont: unknown key" in result.stderr
 
 
 def test_certs_are_made_and_the_manifest_is_all_that_stdout_gets(tmp_path: Path) -> None:

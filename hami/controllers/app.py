@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from hami import __version__, crashpoints, health
 from hami.config import ControllerSettings, Settings
-from hami.controllers import leadership, server
+from hami.controllers import following, leadership, server
 from hami.controllers.binder import CRASH_POINTS, Binder
 from hami.controllers.certificates import Certificates, pair_of
 from hami.controllers.counters import ControllerCounters
@@ -41,10 +41,8 @@ from hami.controllers.twins import Twins
 from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
-from hami.core.device import DevicePolicy, NodePolicy
 from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
-from hami.core.request import Defaults
 from hami.core.selectors import Selector
 from hami.errors import CodecError, ConfigError, UnavailableError
 from hami.kube.client import KubeClient, connect
@@ -53,8 +51,10 @@ from hami.kube.informer import Informer
 from hami.kube.metrics import KubeMetrics
 from hami.kube.reflector import Reflector
 from hami.kube.resources import NODES, PODS, RESOURCE_QUOTAS
+from hami.live import Live, Reloader, tell
+from hami.loading import Loaded
 from hami.logs import get_logger
-from hami.site import vendor_table
+from hami.site import CurrentVendors, vendor_table
 
 log = get_logger(__name__)
 
@@ -70,9 +70,13 @@ class Ports:
 
 
 async def run(
-    settings: Settings, *, task_status: TaskStatus[Ports] = anyio.TASK_STATUS_IGNORED
+    start: Settings | Loaded, *, task_status: TaskStatus[Ports] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Run until SIGTERM or SIGINT; started once it listens, ready when ``/readyz`` says so.
+
+    Args:
+        start: The settings; those that were loaded from files follow the files.
+        task_status: Of the task group that starts this.
 
     Raises:
         ConfigError: A setting cannot be used: an address, a certificate, the kubeconfig.
@@ -81,9 +85,11 @@ async def run(
     crashpoints.arm(os.environ.get(crashpoints.ENV), known=CRASH_POINTS)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    async with connect(settings.kube, metrics=KubeMetrics(registry)) as client:
-        parts = _build(settings, client, registry)
-        log.info("controller_started", version=__version__, mode=settings.controller.mode)
+    loaded = start if isinstance(start, Loaded) else Loaded(settings=start)
+    async with connect(loaded.settings.kube, metrics=KubeMetrics(registry)) as client:
+        parts = _build(loaded, client, registry)
+        log.info("controller_started", version=__version__, mode=parts.settings.mode)
+        tell(loaded.notes)
         await _run(parts, task_status)
     log.info("controller_stopped")
 
@@ -93,6 +99,7 @@ class _Parts:
     """What runs."""
 
     settings: ControllerSettings
+    reloader: Reloader
     registry: CollectorRegistry
     counters: ControllerCounters
     cache: AllocationCache
@@ -111,9 +118,10 @@ class _Parts:
     succession: Succession
 
 
-def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> _Parts:
+def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _Parts:
     """Make every part and connect them; nothing runs yet."""
-    own, vendors = settings.controller, vendor_table(settings)
+    live = Live(loaded.settings)
+    own, vendors = live.view(lambda now: now.controller), CurrentVendors(lambda: live.now)
     counters = ControllerCounters(registry)
     recorder = EventRecorder(client, component=own.scheduler_name or "hami")
     cache, twins = AllocationCache(), Twins(patience_seconds=own.allocate_timeout_seconds)
@@ -137,9 +145,7 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
     quotas.add_handler(quota_handler.on_set, quota_handler.on_delete)
     placer, leads = Placer(cache.table), leadership.make(own, client)
-    defaults = Defaults(
-        node_policy=NodePolicy(own.node_policy), device_policy=DevicePolicy.parse(own.device_policy)
-    )
+    defaults = live.view(following.defaults_of)
     writer = PodWriter(client, vendors=vendors)
     locks = NodeLocks(
         client,
@@ -185,16 +191,22 @@ def _build(settings: Settings, client: KubeClient, registry: CollectorRegistry) 
         recorder=recorder,
         is_binding=binder.is_binding,
     )
-    rules = Rules(
-        vendors=vendors,
-        defaults=defaults,
-        scheduler_name=own.scheduler_name,
-        overwrite_default_scheduler=own.overwrite_default_scheduler,
-        lack=cache.lack,
+    rules = live.view(
+        lambda now: Rules(
+            vendors=vendors,
+            defaults=defaults,
+            scheduler_name=now.controller.scheduler_name,
+            overwrite_default_scheduler=now.controller.overwrite_default_scheduler,
+            lack=cache.lack,
+        )
     )
+    live.on_change.append(partial(following.tell_parts, client, twins))
+    live.on_change.append(partial(following.reread, nodes, node_handler.on_set))
+    live.on_change.append(partial(following.reread, quotas, quota_handler.on_set))
     pair = pair_of(own)
     return _Parts(
         settings=own,
+        reloader=Reloader(live, loaded, results=counters.reloads, check=vendor_table),
         registry=registry,
         counters=counters,
         cache=cache,
@@ -271,6 +283,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
             await speaking.start(parts.recorder.run, name="events")
             async with anyio.create_task_group() as watching:
                 watching.start_soon(_stop_on_signal, working, name="signals")
+                watching.start_soon(parts.reloader.run, name="settings")
                 with working:
                     async with anyio.create_task_group() as serving:
                         port = await serving.start(

@@ -22,3 +22,4 @@ class ControllerCounters:
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)
         self.node_locks = metrics.counter(metrics.NODE_LOCKS, registry)
         self.certificates = metrics.counter(metrics.CERTIFICATE_LOADS, registry)
+        self.reloads = metrics.counter(metrics.CONFIG_RELOADS, registry)

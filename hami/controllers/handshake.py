@@ -80,7 +80,7 @@ class Handshake:
         self._client = client
         self._nodes = nodes
         self._handler = handler
-        self._vendors = tuple(v for v in vendors.values() if v.handshake_key)
+        self._vendors = vendors
         self._settings = settings
         self._counters = counters
         self._guard = guard
@@ -114,8 +114,8 @@ class Handshake:
     ) -> Iterator[tuple[Node, Vendor]]:
         """Tell the handler who is silent on the node; yield whom to ask."""
         silent: list[VendorName] = []
-        for vendor in self._vendors if self._handler.offers(node.name) else ():
-            if vendor.register_key not in node.annotations:
+        for vendor in self._vendors.values() if self._handler.offers(node.name) else ():
+            if not vendor.handshake_key or vendor.register_key not in node.annotations:
                 continue
             key = node.name, vendor.name
             agent = seen[key] = self._agents.get(key) or _Agent()

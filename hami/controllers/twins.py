@@ -95,7 +95,7 @@ class Twins:
             patience_seconds: After this long a pod no longer holds back its twins.
             clock: For that.
         """
-        self._patience_seconds = patience_seconds
+        self.patience_seconds = patience_seconds
         self._clock = clock
         self._nodes: dict[str, _Lane] = {}
         self._flights: dict[str, _Flight] = {}
@@ -178,5 +178,5 @@ class Twins:
     def _left_of(self, flight: _Flight) -> float:
         """Seconds for which the flight still counts."""
         if flight.started_at is None:
-            return self._patience_seconds
-        return flight.started_at + self._patience_seconds - self._clock()
+            return self.patience_seconds
+        return flight.started_at + self.patience_seconds - self._clock()

@@ -96,14 +96,13 @@ class KubeClient:
         self.metrics = metrics
         self.settings = settings
         self._source = source
-        self._limiter = RateLimiter(
-            routine=Budget(rate=settings.qps, burst=settings.burst, in_flight=settings.in_flight),
-            urgent=Budget(
-                rate=settings.urgent_qps,
-                burst=settings.urgent_burst,
-                in_flight=settings.urgent_in_flight,
-            ),
-        )
+        self._limiter = _limiter(settings)
+
+    def adopt(self, settings: KubeSettings) -> None:
+        """From now on use these rates and this deadline; the cluster stays the same."""
+        if _budgets(settings) != _budgets(self.settings):
+            self._limiter = _limiter(settings)
+        self.settings = settings
 
     @property
     def host(self) -> str:
@@ -351,6 +350,23 @@ class _Guarded(aiohttp.BytesPayload):
     ) -> None:
         self._guard()
         await super().write_with_length(writer, content_length)
+
+
+def _budgets(settings: KubeSettings) -> tuple[Budget, Budget]:
+    """Of routine and of urgent requests."""
+    return (
+        Budget(rate=settings.qps, burst=settings.burst, in_flight=settings.in_flight),
+        Budget(
+            rate=settings.urgent_qps,
+            burst=settings.urgent_burst,
+            in_flight=settings.urgent_in_flight,
+        ),
+    )
+
+
+def _limiter(settings: KubeSettings) -> RateLimiter:
+    routine, urgent = _budgets(settings)
+    return RateLimiter(routine=routine, urgent=urgent)
 
 
 class _Outcome:

@@ -175,6 +175,8 @@ def _environment(
         envs[f"CUDA_DEVICE_MEMORY_LIMIT_{index}"] = f"{device.memory}m"
     if settings.memory_scaling > 1:
         envs["CUDA_OVERSUBSCRIBE"] = "true"
+    if settings.shim_log != "error":  # what the shim writes by itself
+        envs["HAMI_SHIM_LOG"] = settings.shim_log
     if settings.disable_core_limit:
         envs["GPU_CORE_UTILIZATION_POLICY"] = "disable"
     return envs

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
-from hami.config import Settings, describe, load
+from hami.config import Settings, describe
 from hami.errors import ConfigError
+from hami.loading import load
 
 
 @pytest.fixture

@@ -48,9 +48,10 @@ def test_environment_names_devices_and_limits_in_the_order_of_the_allocation() -
     }
 
 
-def test_environment_tells_of_oversubscription_and_lifted_core_limits() -> None:
-    envs = grant_for(memory_scaling=1.5, disable_core_limit=True).envs
+def test_environment_tells_of_oversubscription_lifted_core_limits_and_logs() -> None:
+    envs = grant_for(memory_scaling=1.5, disable_core_limit=True, shim_log="info").envs
 
+    assert envs["HAMI_SHIM_LOG"] == "info"
     assert envs["CUDA_OVERSUBSCRIBE"] == "true"
     assert envs["GPU_CORE_UTILIZATION_POLICY"] == "disable"
 

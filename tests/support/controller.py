@@ -21,6 +21,7 @@ from hami.controllers import app
 from hami.core import codec
 from hami.core.device import Device
 from hami.core.vendors.nvidia import NVIDIA
+from hami.loading import Loaded
 from hami.sandbox.apiserver import ApiServer
 from tests.support import builders
 from tests.support.commands import Process, command
@@ -138,7 +139,7 @@ class Controller:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, authority: ssl.SSLContext | None = None, ready: bool = True
+    settings: Settings | Loaded, *, authority: ssl.SSLContext | None = None, ready: bool = True
 ) -> AsyncIterator[Controller]:
     """A controller in this process while the block runs; ready, unless that is not waited for."""
     scheme = "http" if authority is None else "https"

@@ -1,0 +1,1 @@
+"""HAMi's own configuration, as tables onto the settings of this project."""
