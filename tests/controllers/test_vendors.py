@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import anyio
 import pytest
 
 from hami.config import Settings
+from hami.controllers.binder import CRASH_POINTS
 from hami.core import codec
 from hami.core.nodelock import LOCK_KEY
 from hami.core.vendors.enflame import ENFLAME_GCU
@@ -18,7 +22,15 @@ from hami.core.vendors.nvidia import NVIDIA
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
 from tests.support.cluster import sandbox_only
-from tests.support.controller import SOON, Controller, gpus, node_object, pod_object, running
+from tests.support.controller import (
+    SOON,
+    Controller,
+    controller_process,
+    gpus,
+    node_object,
+    pod_object,
+    running,
+)
 from tests.support.kube import until
 
 pytestmark = sandbox_only("needs Nodes that nobody else writes to")
@@ -313,6 +325,35 @@ async def test_anothers_lock_is_waited_for_within_the_binds_deadline(
             change_node(server, "mixed", lock=None)
             await binds.ended("p1")
         assert binds.answers == {"p1": ""}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", CRASH_POINTS)
+async def test_lock_of_a_bind_that_died_holds_nobody_up_for_long(
+    server: ApiServer, configure: Configure, tmp_path: Path, point: str
+) -> None:
+    """The pod itself is bound at once; another one after the time of a bind."""
+    settings = configure(bind_timeout_seconds=2.0, allocate_timeout_seconds=2.0)
+    server.store.create(mixed_node())
+    pods = [server.store.create(asking(f"p{i}", {NUM: 1, MEM: 100, CORES: 1})) for i in range(2)]
+
+    async with controller_process(settings, tmp_path, crash_at=point) as (controller, process):
+        with pytest.raises(aiohttp.ClientError):
+            await controller.bind(pods[0], "mixed")
+        assert await process.wait() == -signal.SIGKILL
+    assert annotated(server, "nodes", "mixed")[LOCK_KEY].endswith(",default,p0")
+
+    async with controller_process(settings, tmp_path) as (controller, _):
+        if point == "bind.after-binding":
+            serve(server, "p0")
+
+        async def other_is_bound() -> bool:
+            return await controller.bind(pods[1], "mixed") == ""
+
+        await until(other_is_bound)
+        assert annotated(server, "nodes", "mixed")[LOCK_KEY].endswith(",default,p1")
+        serve(server, "p1")
+        assert await controller.bind(pods[0], "mixed") == ""
 
 
 async def test_stale_lock_is_cleaned(server: ApiServer, configure: Configure) -> None:
