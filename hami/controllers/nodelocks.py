@@ -28,7 +28,7 @@ from hami.core.vendor import Lock, VendorTable
 from hami.errors import CodecError, ConflictError, HamiError, NotFoundError
 from hami.kube import patching
 from hami.kube.backoff import Delays, retrying
-from hami.kube.client import KubeClient
+from hami.kube.client import Guard, KubeClient
 from hami.kube.informer import Informer
 from hami.kube.patching import CONFLICT_BACKOFF
 from hami.kube.resources import NODES, PODS, ObjectRef
@@ -76,7 +76,7 @@ class NodeLocks:
         vendors: VendorTable,
         settings: ControllerSettings,
         counters: ControllerCounters,
-        guard: Callable[[], None] = lambda: None,
+        guard: Guard,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -89,7 +89,7 @@ class NodeLocks:
             vendors: Whose locks are kept.
             settings: How old a lock may become.
             counters: What was done.
-            guard: Raises where this process may not write now.
+            guard: Asked last of all whether to write still.
             clock: For how long a lock has been seen.
             wall_clock: For the time that is written.
         """
@@ -182,7 +182,6 @@ class NodeLocks:
     async def _write(self, node: Node, ref: ObjectRef) -> None:
         lock = NodeLock(taken_at=self._wall_clock(), namespace=ref.namespace, name=ref.name)
         text = nodelock.encode(lock)
-        self._guard()
         # Noted before it is written: an answer may be lost.
         self._held[ref.uid] = _Held(ref=ref, node=node.name, text=text)
         await retrying(
@@ -351,6 +350,7 @@ class NodeLocks:
             annotations={LOCK_KEY: text},
             resource_version=node.metadata.resource_version,
             lane=lane,
+            guard=self._guard,
         )
 
 
