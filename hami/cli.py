@@ -22,6 +22,8 @@ import typer
 from hami import __version__, config
 from hami.config import Settings
 from hami.errors import ConfigError, HamiError
+from hami.output import Output
+from hami.tools import commands as tools
 
 # Options and arguments that are wrong. The class has no public name, its child has.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -37,6 +39,8 @@ sandbox = typer.Typer(
     help="The whole system on this machine, without a cluster and without a GPU.",
 )
 app.add_typer(sandbox, name="sandbox")
+app.add_typer(tools.explain, name="explain")
+app.command("what-if")(tools.what_if)
 
 ConfigOption = Annotated[
     Path | None,
@@ -56,13 +60,6 @@ class Mode(StrEnum):
 
     COOPERATIVE = "cooperative"
     EXCLUSIVE = "exclusive"
-
-
-class Output(StrEnum):
-    """Forms in which a table is printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def main() -> None:
