@@ -50,6 +50,8 @@ IN_FLIGHT: Final = 8
 """Patches under way at once."""
 SKIPPED_AT_MOST: Final = 256
 """Pods of one group that are passed over in one look: called in vain of late, or other nodes'."""
+EXPIRY_SECONDS: Final = 1.0
+"""A hold may last so much longer; the next in line gets its place before it is called again."""
 MAX_PAUSE_SECONDS: Final = 600.0
 FAILURE_PAUSE_SECONDS: Final = 5.0
 """After a call that the API server did not take, nobody is called for so long."""
@@ -156,8 +158,8 @@ class Nudger:
         """Not while it holds something, nor too soon after it was called in vain."""
         pause = 0.0
         if entry.calls:
-            doubled = self._settings.hold_seconds * 2.0 ** min(entry.calls - 1, 16)
-            pause = min(doubled, MAX_PAUSE_SECONDS)
+            hold_seconds = self._settings.hold_seconds + EXPIRY_SECONDS
+            pause = min(hold_seconds * 2.0 ** min(entry.calls, 16), MAX_PAUSE_SECONDS)
         free = self._cache.get(entry.ref.uid) is None
         if free and (not entry.calls or self._clock() >= entry.called_at + pause):
             return True

@@ -160,7 +160,7 @@ def _template(manifest: object) -> dict[str, Any]:
     kind = manifest.get("kind", "Pod")
     found: object = manifest
     if kind != "Pod":
-        if kind not in _TEMPLATES:
+        if not isinstance(kind, str) or kind not in _TEMPLATES:
             known = ", ".join(("Pod", *_TEMPLATES))
             raise CodecError(f"pod: kind: expected one of {known}, met {str(kind)[:60]!r}")
         for step in _TEMPLATES[kind]:

@@ -68,7 +68,7 @@ class AllocationCache:
         self._expiring: dict[str, float] = {}
 
     def duplicate(self) -> AllocationCache:
-        """A cache of its own with the same content, for trying things out; set no nodes in it."""
+        """A cache of its own with the same content, to try things out; another thread may."""
         twin = AllocationCache()
         twin.table, twin.quotas = self.table.duplicate(), self.quotas.duplicate()
         twin._by_pod = dict(self._by_pod)

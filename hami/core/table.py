@@ -144,16 +144,14 @@ class DeviceTable:
         return len(self.names)
 
     def duplicate(self) -> DeviceTable:
-        """A table of its own with the same nodes and usage, to charge while trying things out.
-
-        It shares what only the setting of nodes changes: keep its nodes as they are.
-        """
+        """A table of its own with the same content, to try things out; another thread may."""
         twin = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Columns):
                 setattr(twin, name, value.grown(*value.present.shape))
             elif isinstance(value, (np.ndarray, list, dict, Words)):
                 setattr(twin, name, copy.copy(value))
+        twin._rows_with = {uuid: set(rows) for uuid, rows in self._rows_with.items()}
         return twin
 
     def set_node(
