@@ -23,6 +23,8 @@ from hami import __version__
 from hami.compat import flags as reference
 from hami.errors import ConfigError, HamiError
 from hami.loading import Loaded, Sources, resolve
+from hami.output import Output
+from hami.tools import commands as tools
 
 # Options and arguments that are wrong. The class has no public name, its child has.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -38,6 +40,8 @@ sandbox = typer.Typer(
     help="The whole system on this machine, without a cluster and without a GPU.",
 )
 app.add_typer(sandbox, name="sandbox")
+app.add_typer(tools.explain, name="explain")
+app.command("what-if")(tools.what_if)
 
 ConfigOption = Annotated[
     Path | None,
@@ -72,13 +76,6 @@ class Process(StrEnum):
     def setting(self) -> Literal["controller", "node_agent"]:
         """Name of its group of settings."""
         return "controller" if self is Process.CONTROLLER else "node_agent"
-
-
-class Output(StrEnum):
-    """Forms in which a table is printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@
     │   └── QuotaExceededError     its namespace's quota leaves no room for it
     ├── DeviceError            the driver or NVML refused or broke
     ├── AllocateError          the kubelet's request cannot be answered
+    ├── InquiryError           the controller refused a question; the message is its own
     ├── SandboxError           the sandbox cannot start or do what was asked
     └── KubeError(status)      the API server's answer
         ├── ConflictError      409: somebody else wrote first
@@ -75,6 +76,10 @@ class DeviceError(HamiError):
 
 class AllocateError(HamiError):
     """A kubelet request cannot be answered."""
+
+
+class InquiryError(HamiError):
+    """The controller refused a question, in the words of the message."""
 
 
 class SandboxError(HamiError):

@@ -1,4 +1,4 @@
-"""``/healthz``, ``/readyz`` and ``/metrics`` of a process, over plain HTTP.
+"""``/healthz``, ``/readyz`` and ``/metrics`` of a process, and what else it adds, over plain HTTP.
 
 Alive is: the event loop answers. Ready is what the process says; its reason is the body of a 503.
 Metrics are gathered in a worker thread, after whatever the process refreshes for a scrape. Knows
@@ -7,7 +7,7 @@ nothing of what the process does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import NoReturn
 
@@ -45,6 +45,7 @@ async def serve(
     registry: CollectorRegistry,
     refresh: Callable[[], Awaitable[None]] = _nothing_to_refresh,
     headers: Callable[[], Mapping[str, str]] = _nothing_to_say,
+    routes: Iterable[web.RouteDef] = (),
     task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve until cancelled; started, with the port, once the socket listens.
@@ -56,6 +57,7 @@ async def serve(
         registry: Whose metrics to serve.
         refresh: Awaited before each scrape, for a bounded time.
         headers: What else ``/readyz`` tells, whatever its answer.
+        routes: What else the process answers here.
         task_status: Of the task group that starts this.
 
     Raises:
@@ -65,6 +67,7 @@ async def serve(
     app.router.add_get("/healthz", _alive)
     app.router.add_get("/readyz", partial(_readiness, ready, headers))
     app.router.add_get("/metrics", partial(_metrics, registry, refresh))
+    app.router.add_routes(routes)
     runner = web.AppRunner(
         app, handle_signals=False, access_log=None, shutdown_timeout=STOP_SECONDS
     )

@@ -159,6 +159,12 @@ EXPIRED: Final = Metric(
     help="Reservations that nobody came back for, by their state.",
     labels=("state",),
 )
+NUDGES: Final = Metric(
+    name="hami_nudges",
+    kind="counter",
+    help="Waiting pods called because there is room for them again: sent, gone or failed.",
+    labels=("result",),
+)
 MALFORMED_ANNOTATIONS: Final = Metric(
     name="hami_malformed_annotations",
     kind="counter",
@@ -333,6 +339,7 @@ TABLE: Final = (
     BIND_CONFLICTS,
     TWIN_SECONDS,
     EXPIRED,
+    NUDGES,
     MALFORMED_ANNOTATIONS,
     ORPHANS,
     HANDSHAKES,

@@ -23,21 +23,26 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from hami import __version__, crashpoints, health
 from hami.config import ControllerSettings, Settings
-from hami.controllers import following, leadership, server
+from hami.controllers import api, following, leadership, server
 from hami.controllers.binder import CRASH_POINTS, Binder
 from hami.controllers.certificates import Certificates, pair_of
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.explain import Explainer
 from hami.controllers.exporter import Exporter, LeadershipExporter
 from hami.controllers.extender import Extender
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
 from hami.controllers.nodelocks import NodeLocks
+from hami.controllers.nudger import Nudger
+from hami.controllers.pending import PendingPods
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.quotahandler import QuotaHandler
 from hami.controllers.roles import RoleLabel, own_pod
+from hami.controllers.simulation import Simulation
 from hami.controllers.succession import Succession
 from hami.controllers.twins import Twins
+from hami.controllers.whatif import WhatIfs
 from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
@@ -110,6 +115,8 @@ class _Parts:
     handshake: Handshake
     locks: NodeLocks
     exporter: Exporter
+    nudger: Nudger
+    inquiry: api.Inquiry
     services: server.Services
     certificates: Certificates | None
     leadership: leadership.Leadership
@@ -156,6 +163,25 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         counters=counters,
         guard=leads.require,
     )
+    pending = PendingPods(
+        cache.table,
+        placer,
+        vendors=vendors,
+        defaults=defaults,
+        scheduler_name=own.scheduler_name,
+        recorder=recorder,
+    )
+    pods.add_handler(pending.on_set, pending.on_delete)
+    nudger = Nudger(
+        client,
+        cache,
+        placer,
+        pending,
+        settings=own,
+        counters=counters,
+        require_leadership=leads.require,
+    )
+    cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
     binder = Binder(
         writer,
         pods,
@@ -169,6 +195,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         recorder=recorder,
         counters=counters,
         leadership=leads,
+        on_failure=pending.bind_failed,
     )
     leftovers = Leftovers(
         client,
@@ -188,7 +215,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         vendors=vendors,
         defaults=defaults,
         settings=own,
-        recorder=recorder,
+        pending=pending,
         is_binding=binder.is_binding,
     )
     rules = live.view(
@@ -204,6 +231,10 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     live.on_change.append(partial(following.reread, nodes, node_handler.on_set))
     live.on_change.append(partial(following.reread, quotas, quota_handler.on_set))
     pair = pair_of(own)
+
+    def is_synced() -> bool:
+        return nodes.synced and quotas.synced and pods.synced
+
     return _Parts(
         settings=own,
         reloader=Reloader(live, loaded, results=counters.reloads, check=vendor_table),
@@ -234,13 +265,21 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
             vendors=vendors,
             registry=registry,
         ),
+        nudger=nudger,
+        inquiry=api.Inquiry(
+            explainer=Explainer(pods, cache, pending),
+            what_ifs=WhatIfs(cache, nodes, rules=rules),
+            is_synced=is_synced,
+            counters=counters,
+        ),
         services=server.Services(
             extender=extender,
+            simulation=Simulation(cache, placer, vendors=vendors, defaults=defaults),
             binder=binder,
             rules=rules,
             settings=own,
             counters=counters,
-            is_synced=lambda: nodes.synced and quotas.synced and pods.synced,
+            is_synced=is_synced,
             leadership=leads,
         ),
         certificates=None if pair is None else Certificates(pair, counters=counters),
@@ -295,6 +334,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
                         watching.start_soon(parts.handshake.run, name="handshake")
                         watching.start_soon(parts.locks.run, name="locks")
+                        watching.start_soon(parts.nudger.run, name="nudger")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()
@@ -313,6 +353,7 @@ async def _serve_health(
         registry=parts.registry,
         refresh=parts.exporter.refresh,
         headers=lambda: {"X-Hami-Role": parts.leadership.role},
+        routes=api.routes(parts.inquiry),
         task_status=task_status,
     )
 

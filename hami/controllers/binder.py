@@ -101,6 +101,7 @@ class Binder:
         recorder: EventRecorder,
         counters: ControllerCounters,
         leadership: Leadership,
+        on_failure: Callable[[str, str, str], None] = lambda _uid, _node, _error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._writer = writer
@@ -115,6 +116,7 @@ class Binder:
         self._recorder = recorder
         self._counters = counters
         self._leadership = leadership
+        self._on_failure = on_failure
         self._clock = clock
         self._under_way: set[str] = set()
         self._waiting = 0
@@ -158,6 +160,7 @@ class Binder:
             if not await self._undo(task):
                 log.warning("bind_failed", pod=args.pod, node=args.node, error=str(error))
                 self._recorder.record(task.ref, "BindingFailed", str(error), type="Warning")
+                self._on_failure(args.uid, args.node, str(error))
                 raise
         self._locks.hand_over(args.uid)
         log.info("pod_bound", pod=args.pod, uid=args.uid, node=args.node)

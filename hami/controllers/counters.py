@@ -17,6 +17,7 @@ class ControllerCounters:
         self.conflicts = metrics.counter(metrics.BIND_CONFLICTS, registry)
         self.twin_seconds = metrics.histogram(metrics.TWIN_SECONDS, registry)
         self.expired = metrics.counter(metrics.EXPIRED, registry)
+        self.nudges = metrics.counter(metrics.NUDGES, registry)
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
         self.orphans = metrics.counter(metrics.ORPHANS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)

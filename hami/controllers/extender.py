@@ -3,7 +3,7 @@
 Answers come from memory alone and nothing here awaits. Filter softly holds its first choice, so
 that the next pod's filter is honest before this pod is bound. ``cooperative``: every feasible node
 is returned and the cluster's own scoring has its say; ``exclusive``: the one best node. Why a node
-does not fit is in the answer, and once for each pod in an Event.
+does not fit is in the answer, and in the book of pending pods.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hami.config import ControllerSettings
+from hami.controllers.pending import PendingPods
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
 from hami.core.device import PodRequest
 from hami.core.objects import Pod
 from hami.core.placement import Placer, Ranking
+from hami.core.quota import NO_USE
 from hami.core.request import Defaults, read_request, roles_of
 from hami.core.vendor import VendorTable
 from hami.core.verdict import NodeReason, Verdict
 from hami.errors import StaleSnapshotError, UnfitError
-from hami.kube.events import EventRecorder
-from hami.kube.resources import PODS, ObjectRef
-from hami.logs import get_logger
-
-log = get_logger(__name__)
 
 RANKINGS_KEPT: Final = 32
 """Filters whose prioritize may still come; the scheduler asks both for one pod before the next."""
-REASONS_SHOWN: Final = 8
-NODES_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +51,7 @@ class Extender:
         vendors: VendorTable,
         defaults: Defaults,
         settings: ControllerSettings,
-        recorder: EventRecorder,
+        pending: PendingPods,
         is_binding: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,7 +63,7 @@ class Extender:
             vendors: This site's table.
             defaults: For pods that say nothing.
             settings: Mode and times.
-            recorder: Tells people why a pod fits nowhere.
+            pending: Is told what was decided.
             is_binding: Whether a bind of the pod (by uid) is under way.
             clock: For holds.
         """
@@ -77,7 +72,7 @@ class Extender:
         self._vendors = vendors
         self._defaults = defaults
         self._settings = settings
-        self._recorder = recorder
+        self._pending = pending
         self._is_binding = is_binding
         self._clock = clock
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
@@ -93,33 +88,17 @@ class Extender:
         if request.empty:
             return Feasible(nodes=nodes, failed=None)
         if not pod.metadata.uid:  # somebody asks what would be: nothing is held, nobody told
-            ranking = self._rank(pod, request, nodes)
+            ranking = rank(self._cache, self._placer, pod, request, nodes)
             return self._feasible(ranking)
         expires_at = self._take_back(pod)
-        ranking = self._rank(pod, request, nodes)
+        ranking = rank(self._cache, self._placer, pod, request, nodes)
         if ranking.best is None:
-            self._explain(pod, ranking.failed)
+            self._pending.refused(pod, request, nodes, ranking.failed)
         else:
             self._hold(pod, request, ranking.best, expires_at=expires_at)
+            self._pending.fitted(pod, request, nodes, ranking.best)
             self._remember(pod.metadata.uid, replace(ranking, failed={}))
         return self._feasible(ranking)
-
-    def _rank(self, pod: Pod, request: PodRequest, nodes: tuple[str, ...]) -> Ranking:
-        """The placer's answer, with what the namespace lacks where that is the reason."""
-        namespace = pod.metadata.namespace
-        room = self._cache.quotas.room(namespace)
-        ranking = self._placer.rank(request, nodes, room=room)
-        if NodeReason.QUOTA.value not in ranking.failed.values():
-            return ranking
-        lack = self._cache.lack(namespace, request)
-        if lack is None:  # of shares each node takes another amount
-            return ranking
-        told = f"{NodeReason.QUOTA.value}: {lack}"
-        failed = {
-            node: told if reason == NodeReason.QUOTA.value else reason
-            for node, reason in ranking.failed.items()
-        }
-        return replace(ranking, failed=failed)
 
     def _feasible(self, ranking: Ranking) -> Feasible:
         best = ranking.best
@@ -186,26 +165,25 @@ class Extender:
         if len(self._rankings) > RANKINGS_KEPT:
             self._rankings.popitem(last=False)
 
-    def _explain(self, pod: Pod, failed: Mapping[str, str]) -> None:
-        message = summarise(failed)
-        log.info("pod_unfit", pod=pod.key, nodes=len(failed), reasons=message)
-        self._recorder.record(ObjectRef.to(PODS, pod), "FilteringFailed", message, type="Warning")
 
+def rank(
+    cache: AllocationCache, placer: Placer, pod: Pod, request: PodRequest, nodes: tuple[str, ...]
+) -> Ranking:
+    """The placer's answer, with what the namespace lacks where that is the reason.
 
-def summarise(failed: Mapping[str, str]) -> str:
-    """Why no node fits, in one bounded line: equal reasons together, the most frequent first."""
-    nodes_by_reason: dict[str, list[str]] = {}
-    for node, reason in failed.items():
-        nodes_by_reason.setdefault(reason, []).append(node)
-    ordered = sorted(nodes_by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
-    parts = [f"{reason} on {_names(nodes)}" for reason, nodes in ordered[:REASONS_SHOWN]]
-    if len(ordered) > REASONS_SHOWN:
-        parts.append(f"{len(ordered) - REASONS_SHOWN} other reasons")
-    return f"no available node, {len(failed)} do not fit: {'; '.join(parts)}"
-
-
-def _names(nodes: list[str]) -> str:
-    shown = ", ".join(sorted(nodes)[:NODES_SHOWN])
-    if len(nodes) <= NODES_SHOWN:
-        return shown
-    return f"{len(nodes)} nodes ({shown}, …)"
+    What the pod itself holds does not count against its namespace.
+    """
+    namespace, own = pod.metadata.namespace, cache.get(pod.metadata.uid)
+    room = cache.quotas.room(namespace, without=NO_USE if own is None else own.use)
+    ranking = placer.rank(request, nodes, room=room)
+    if NodeReason.QUOTA.value not in ranking.failed.values():
+        return ranking
+    lack = cache.lack(namespace, request)
+    if lack is None:  # of shares each node takes another amount
+        return ranking
+    told = f"{NodeReason.QUOTA.value}: {lack}"
+    failed = {
+        node: told if reason == NodeReason.QUOTA.value else reason
+        for node, reason in ranking.failed.items()
+    }
+    return replace(ranking, failed=failed)

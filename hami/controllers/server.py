@@ -27,6 +27,7 @@ from hami.controllers.certificates import Certificates
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.extender import Extender
 from hami.controllers.leadership import Leadership
+from hami.controllers.simulation import Simulation
 from hami.core.admission import Rules
 from hami.errors import CodecError, ConfigError, HamiError, UnavailableError
 from hami.logs import get_logger
@@ -49,6 +50,7 @@ class Services:
     """What the handlers call."""
 
     extender: Extender
+    simulation: Simulation
     binder: Binder
     rules: Rules
     settings: ControllerSettings
@@ -213,8 +215,12 @@ async def _read(request: web.Request, settings: ControllerSettings, verb: str) -
 
 async def _filter(services: Services, body: bytes) -> _Outcome:
     args = services.decoder.decode(body)
-    _require_turn(services)
-    found = services.extender.filter(args.pod, args.names)
+    if args.objects is not None:
+        _require_sync(services)
+        found = await services.simulation.filter(args.pod, args.objects)
+    else:
+        _require_turn(services)
+        found = services.extender.filter(args.pod, args.names)
     return _Outcome(
         body=wire.encode_filter(args, found.nodes, found.failed),
         result="unasked" if found.failed is None else "fit" if found.nodes else "unfit",
@@ -253,9 +259,13 @@ async def _review(services: Services, body: bytes) -> _Outcome:
 
 def _require_turn(services: Services) -> None:
     """Refuse what is not for this process to decide, or not yet."""
+    _require_sync(services)
+    services.leadership.require()
+
+
+def _require_sync(services: Services) -> None:
     if not services.is_synced():
         raise UnavailableError(NOT_SYNCED)
-    services.leadership.require()
 
 
 def _no_priorities(_: str) -> bytes:

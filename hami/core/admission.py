@@ -65,18 +65,27 @@ def admit(
         AdmissionError: The pod must be refused; the message names the container and the resource,
             or the quota.
     """
+    return tuple(_draft(pod, raw, rules, namespace).operations)
+
+
+def admitted(pod: Pod, raw: Mapping[str, Any], rules: Rules) -> Pod:
+    """The pod as it is once its operations are applied; see ``admit``."""
+    return _draft(pod, raw, rules, pod.metadata.namespace).complete(pod)
+
+
+def _draft(pod: Pod, raw: Mapping[str, Any], rules: Rules, namespace: str) -> _Draft:
     if not pod.spec.containers:
         raise AdmissionError("the pod has no containers")
-    if _is_for_others(pod, rules):
-        return ()
     draft = _Draft(raw)
+    if _is_for_others(pod, rules):
+        return draft
     vendors = rules.vendors.values()
     asked = [vendor for vendor in vendors if _admit_containers(pod, vendor, draft)]
     if asked:
         _check_pod(pod, rules)
         _check_demand(draft.complete(pod), rules, namespace or pod.metadata.namespace)
         _admit_pod(pod, asked, draft, rules)
-    return tuple(draft.operations)
+    return draft
 
 
 def _is_for_others(pod: Pod, rules: Rules) -> bool:

@@ -17,7 +17,7 @@ older watch event does not undo HELD or RESERVED: only ``forget`` (the pod is go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -55,14 +55,26 @@ class AllocationCache:
 
     Laws: for every device of a known node, used = the sum over all reservations of that node; for
     every namespace, usage = the sum over all its reservations.
+
+    ``on_room`` is told each node where something was given back or set anew; it only takes note.
     """
 
     def __init__(self) -> None:
         self.table = DeviceTable()
         self.quotas = QuotaBook()
+        self.on_room: Callable[[str], None] = lambda _node: None
         self._by_pod: dict[str, Reservation] = {}
         self._by_node: dict[str, dict[str, None]] = {}
         self._expiring: dict[str, float] = {}
+
+    def duplicate(self) -> AllocationCache:
+        """A cache of its own with the same content, to try things out; another thread may."""
+        twin = AllocationCache()
+        twin.table, twin.quotas = self.table.duplicate(), self.quotas.duplicate()
+        twin._by_pod = dict(self._by_pod)
+        twin._by_node = {node: dict(uids) for node, uids in self._by_node.items()}
+        twin._expiring = dict(self._expiring)
+        return twin
 
     def set_node(
         self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
@@ -72,6 +84,7 @@ class AllocationCache:
         The node's generation moves only if something changed.
         """
         if self.table.set_node(name, devices, cordoned=cordoned):
+            self.on_room(name)
             for uid in self._by_node.get(name, ()):
                 self.table.charge(name, self._by_pod[uid].charges, sign=1)
 
@@ -229,4 +242,5 @@ class AllocationCache:
             del self._by_node[node]
         self.table.charge(node, reservation.charges, sign=-1)
         self.quotas.charge(reservation.allocation.namespace, reservation.use, sign=-1)
+        self.on_room(node)
         return reservation

@@ -49,6 +49,8 @@ POD_GROUP_LABEL: Final = "scheduling.x-k8s.io/pod-group"
 MIN_AVAILABLE_LABEL: Final = "pod-group.scheduling.sigs.k8s.io/min-available"
 GANG_SIZE_KEY: Final = "hami.io/gang-size"
 """Pod annotation: how many pods the gang has, where they do not all exist yet."""
+NUDGE_KEY: Final = "hami.io/nudge"
+"""Pod annotation of this project: changed to make the scheduler try a waiting pod again."""
 WEBHOOK_LABEL: Final = "hami.io/webhook"
 
 MAX_LABEL: Final = 63

@@ -94,6 +94,7 @@ class PodSpec(_Object, frozen=True, kw_only=True):
     scheduler_name: str | None = None
     runtime_class_name: str | None = None
     scheduling_group: SchedulingGroup | None = None
+    priority: int | None = None
     init_containers: list[Container] | None = None
     containers: list[Container] | None = None
 

@@ -10,6 +10,7 @@ read-only view or copy of some rows: what the rules in ``fit`` and ``score`` wor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
@@ -113,6 +114,7 @@ class DeviceTable:
         uuids: Device UUIDs of each row, in column order.
         rows: Row number of each node.
         layout: Moves when a node gets or loses its row.
+        born: The layout at which each row got the node it has.
         words: Vendor names, models and modes by number; a new set when most are out of use.
         geometries: MIG profiles by number; number 0 is of devices without any.
     """
@@ -124,6 +126,7 @@ class DeviceTable:
         self.uuids: list[tuple[DeviceUuid, ...]] = []
         self.rows: dict[str, int] = {}
         self.layout = 0
+        self.born: list[int] = []
         self.words = Words()
         self.geometries: list[tuple[MigProfile, ...]] = [()]
         self._geometry_numbers: dict[tuple[MigProfile, ...], int] = {(): 0}
@@ -139,6 +142,17 @@ class DeviceTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def duplicate(self) -> DeviceTable:
+        """A table of its own with the same content, to try things out; another thread may."""
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Columns):
+                setattr(twin, name, value.grown(*value.present.shape))
+            elif isinstance(value, (np.ndarray, list, dict, Words)):
+                setattr(twin, name, copy.copy(value))
+        twin._rows_with = {uuid: set(rows) for uuid, rows in self._rows_with.items()}
+        return twin
 
     def set_node(
         self,
@@ -357,6 +371,7 @@ class DeviceTable:
         else:
             row = len(self.names)
             self.names.append(name)
+            self.born.append(0)
             self.uuids.append(())
             self._devices.append(())
             self._links.append(None)
@@ -367,6 +382,7 @@ class DeviceTable:
                 self.generations = np.concatenate([self.generations, np.zeros(rows, np.int64)])
         self.rows[name] = row
         self.layout += 1
+        self.born[row] = self.layout
         return row
 
     def _fit_width(self, devices: int) -> None:

@@ -26,6 +26,11 @@ class Words:
         """Whether the word has a number."""
         return word in self._numbers
 
+    def __copy__(self) -> Words:
+        twin = Words()
+        twin._numbers, twin._words = dict(self._numbers), list(self._words)
+        return twin
+
     def number(self, word: str) -> int:
         """The word's number, a new one if it was never seen."""
         found = self._numbers.get(word)

@@ -170,6 +170,16 @@ class KubeClient:
         """Delete an object; ``body`` may hold DeleteOptions with preconditions."""
         return await self._request("DELETE", path, body=body, query=query, lane=lane, guard=guard)
 
+    async def ask(self, verb: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body whatever the status is: of what stands behind the API server's proxy."""
+        what = f"{verb} {path}"
+        with self._measured(verb, path) as outcome, self._deadline(what):
+            await self._limiter.acquire(Lane.ROUTINE)
+            response = await self._send(verb, path, query=None, body=body, content_type=JSON)
+            outcome.code = response.status
+            async with response:
+                return response.status, await _read(response, what=what)
+
     async def list_pages(
         self, path: str, *, query: Query | None = None, page_size: int | None = None
     ) -> AsyncIterator[Page]:

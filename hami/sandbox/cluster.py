@@ -85,6 +85,7 @@ class Sandbox:
             "kubeconfig": str(self.kubeconfig),
             "logs": str(self.place / "logs"),
             "controller": self.controller_url,
+            "health": self.controller_health_url,
             "metrics": f"{self.controller_health_url}/metrics",
             "isolation": self.runtime.isolation.value,
         }

@@ -154,23 +154,6 @@ async def test_exclusive_mode_returns_the_one_best_node(
     assert [answer["NodeNames"] for answer in answers] == [["n0"], ["n1"], []]
 
 
-async def test_whole_nodes_in_the_question_come_back_in_the_answer(
-    server: ApiServer, configure: Configure
-) -> None:
-    objects = [{"metadata": {"name": name}, "kept": [name]} for name in ("ghost", "n0")]
-    pod = server.store.create(pod_object("p"))
-
-    async with running(configure()) as controller:
-        status, answer = await controller.post("/filter", {"Pod": pod, "Nodes": {"items": objects}})
-        usage = await controller.usage()
-
-    assert status == 200
-    assert answer["NodeNames"] is None
-    assert answer["Nodes"]["items"] == objects[1:]
-    assert answer["FailedNodes"] == {"ghost": "node unregistered"}
-    assert len(usage) == 1, "such a question holds the choice as well"
-
-
 async def test_pod_that_does_not_exist_yet_holds_nothing(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -220,8 +203,27 @@ async def test_pod_that_fits_nowhere_is_told_why_in_an_event(
     (event,) = server.store.list("events")
     assert (event["reason"], event["type"]) == ("FilteringFailed", "Warning")
     assert event["involvedObject"]["uid"] == pod["metadata"]["uid"]
-    assert "2/2 CardInsufficientMemory on n0, n1" in event["message"]
-    assert "node unregistered on ghost" in event["message"]
+    assert event["message"] == (
+        "no available node, 3 do not fit: 2 x CardInsufficientMemory, 1 x node unregistered; "
+        "nearest: n0: GPU-n0-0 lacks 10000 MiB"
+    )
+
+
+async def test_pod_is_told_again_only_when_the_reason_is_another(
+    server: ApiServer, configure: Configure
+) -> None:
+    pod = server.store.create(pod_object("p", memory=50_000))
+
+    async with running(configure()) as controller:
+        for names in (NODES, NODES, ["n1"], NODES):
+            await controller.filter(pod, names)
+
+        async def told() -> bool:
+            return sum(event["count"] for event in server.store.list("events")) == 3
+
+        await until(told)
+
+    assert len(server.store.list("events")) == 2
 
 
 async def test_request_that_cannot_be_read_is_an_error_and_disturbs_nobody(

@@ -137,6 +137,18 @@ class Controller:
         return sum(value for key, value in found.items() if wanted <= set(key))
 
 
+async def place(
+    server: ApiServer, controller: Controller, node: str, name: str, **asked: Any
+) -> dict[str, Any]:
+    """A pod that the controller bound to the node, and whose devices its agent has handed over."""
+    pod = server.store.create(pod_object(name, **asked))
+    await controller.filter(pod, [node])
+    assert await controller.bind(pod, node) == ""
+    bound = server.store.get("pods", name, pod["metadata"]["namespace"])
+    bound["metadata"]["annotations"][codec.BIND_PHASE_KEY] = "success"
+    return server.store.update(bound)
+
+
 @asynccontextmanager
 async def running(
     settings: Settings | Loaded, *, authority: ssl.SSLContext | None = None, ready: bool = True
