@@ -30,6 +30,7 @@ from hami.controllers.counters import ControllerCounters
 from hami.controllers.explain import Explainer
 from hami.controllers.exporter import Exporter, LeadershipExporter
 from hami.controllers.extender import Extender
+from hami.controllers.gangs import Gangs
 from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
@@ -48,6 +49,7 @@ from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
+from hami.core.request import read_request
 from hami.core.selectors import Selector
 from hami.errors import CodecError, ConfigError, UnavailableError
 from hami.kube.client import KubeClient, connect
@@ -209,6 +211,8 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     pods.add_handler(leftovers.on_set, leftovers.on_delete)
     role = RoleLabel(client, own_pod(os.environ), leads)
     LeadershipExporter(leads, registry)
+    gangs = Gangs(cache, placer, read=lambda pod: read_request(pod, vendors, defaults))
+    pods.add_handler(gangs.on_set, gangs.on_delete)
     extender = Extender(
         cache,
         placer,
@@ -216,6 +220,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         defaults=defaults,
         settings=own,
         pending=pending,
+        gangs=gangs,
         is_binding=binder.is_binding,
     )
     rules = live.view(

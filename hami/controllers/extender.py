@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hami.config import ControllerSettings
+from hami.controllers.gangs import Gangs
 from hami.controllers.pending import PendingPods
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
@@ -52,6 +53,7 @@ class Extender:
         defaults: Defaults,
         settings: ControllerSettings,
         pending: PendingPods,
+        gangs: Gangs,
         is_binding: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +66,7 @@ class Extender:
             defaults: For pods that say nothing.
             settings: Mode and times.
             pending: Is told what was decided.
+            gangs: Knows a pod's siblings.
             is_binding: Whether a bind of the pod (by uid) is under way.
             clock: For holds.
         """
@@ -73,6 +76,7 @@ class Extender:
         self._defaults = defaults
         self._settings = settings
         self._pending = pending
+        self._gangs = gangs
         self._is_binding = is_binding
         self._clock = clock
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
@@ -96,9 +100,26 @@ class Extender:
             self._pending.refused(pod, request, nodes, ranking.failed)
         else:
             self._hold(pod, request, ranking.best, expires_at=expires_at)
+            lacking = self._gangs.hold_for_siblings(pod, request, nodes, expires_at=expires_at)
+            if lacking is not None:
+                self._cache.release(pod.metadata.uid)
+                return self._refuse_gang(pod, request, nodes, ranking, lacking)
             self._pending.fitted(pod, request, nodes, ranking.best)
             self._remember(pod.metadata.uid, replace(ranking, failed={}))
         return self._feasible(ranking)
+
+    def _refuse_gang(
+        self,
+        pod: Pod,
+        request: PodRequest,
+        nodes: tuple[str, ...],
+        ranking: Ranking,
+        lacking: str,
+    ) -> Feasible:
+        """The pod alone would fit, its gang does not: so it fits nowhere."""
+        failed = {**ranking.failed, **dict.fromkeys(ranking.feasible, lacking)}
+        self._pending.refused(pod, request, nodes, failed)
+        return Feasible(nodes=(), failed=failed)
 
     def _feasible(self, ranking: Ranking) -> Feasible:
         best = ranking.best
@@ -141,7 +162,9 @@ class Extender:
                 f"pod {pod.key}: {how} bound to node {current.allocation.node}"
             )
         self._cache.release(uid)
-        return fresh if current.expires_at is None else min(fresh, current.expires_at)
+        if current.expires_at is None or self._gangs.was_held_for(uid):
+            return fresh
+        return min(fresh, current.expires_at)
 
     def _hold(self, pod: Pod, request: PodRequest, node: str, *, expires_at: float) -> None:
         room = self._cache.quotas.room(pod.metadata.namespace)

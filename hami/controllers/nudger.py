@@ -198,9 +198,11 @@ class Nudger:
         rate = self._settings.nudges_per_second
         if rate != self._rate:
             self._rate, self._bucket = rate, TokenBucket(rate=rate, burst=max(1, int(rate)))
-        wait = self._bucket.take(self._clock())
-        await anyio.sleep(wait)
-        return wait > 0
+        waited = False
+        while not self._bucket.try_take(self._clock()):
+            waited = True
+            await anyio.sleep(self._bucket.wait(self._clock()))
+        return waited
 
     def _find(
         self, entry: Entry, key: GroupKey, nodes: Sequence[str], walk: GroupWalk

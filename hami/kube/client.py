@@ -173,12 +173,13 @@ class KubeClient:
     async def ask(self, verb: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body whatever the status is: of what stands behind the API server's proxy."""
         what = f"{verb} {path}"
+        patience = self.settings.request_timeout_seconds
         with self._measured(verb, path) as outcome, self._deadline(what):
-            await self._limiter.acquire(Lane.ROUTINE)
-            response = await self._send(verb, path, query=None, body=body, content_type=JSON)
-            outcome.code = response.status
-            async with response:
-                return response.status, await _read(response, what=what)
+            async with self._limiter.turn(Lane.ROUTINE, patience_seconds=patience):
+                response = await self._send(verb, path, query=None, body=body, content_type=JSON)
+                outcome.code = response.status
+                async with response:
+                    return response.status, await _read(response, what=what)
 
     async def list_pages(
         self, path: str, *, query: Query | None = None, page_size: int | None = None
