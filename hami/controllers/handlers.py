@@ -17,6 +17,7 @@ from hami.controllers.twins import Twins, keys_of_allocation
 from hami.core import codec, inventory, record
 from hami.core.allocation import Allocation, BindPhase
 from hami.core.cache import AllocationCache, State
+from hami.core.codec_links import PairScores
 from hami.core.device import Device, VendorName
 from hami.core.objects import Node, Pod
 from hami.core.selectors import EVERYTHING, Selector
@@ -84,6 +85,8 @@ class PodHandler:
         self._cache.confirm(allocation, init_done=record.init_done(pod))
         if old is None or old.annotations != pod.annotations:
             self._tell_unknown(allocation)
+        for problem in record.problems(pod, self._vendors):
+            self._report(pod, old, problem)
         if _is_allocating(pod):
             self._twins.saw_allocating(
                 uid, node=allocation.node, keys=keys_of_allocation(allocation, self._vendors)
@@ -143,6 +146,7 @@ class _Known:
     identity: tuple[object, ...] = ()
     devices: dict[VendorName, tuple[Device, ...]] = field(default_factory=dict)
     """The last inventory of each vendor that could be read."""
+    pairs: PairScores = field(default_factory=dict)
     silent: set[VendorName] = field(default_factory=set)
     """Vendors whose agent does not answer."""
 
@@ -185,7 +189,8 @@ class NodeHandler:
             **{v: d for v, d in known.devices.items() if v in unreadable},
             **found.devices,
         }
-        for error in unreadable.values():
+        known.pairs = found.pairs
+        for error in (*unreadable.values(), *found.pair_problems):
             self._report(node, error)
         self._apply(known)
 
@@ -233,6 +238,7 @@ class NodeHandler:
             name,
             inventory.usable(known.devices, without=without),
             cordoned=inventory.cordoned(known.node),
+            pairs=known.pairs,
         )
         log.debug(
             "node_devices_set",

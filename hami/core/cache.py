@@ -25,7 +25,7 @@ from hami.core import quota
 from hami.core.allocation import Allocation, Charge
 from hami.core.device import Device, DeviceUuid, PodRequest, VendorName
 from hami.core.quota import NO_USE, Lack, QuotaBook, QuotaUse
-from hami.core.table import DeviceTable
+from hami.core.table import NO_PAIRS, DeviceTable, PairScores
 from hami.errors import QuotaExceededError, StaleSnapshotError
 
 
@@ -77,13 +77,18 @@ class AllocationCache:
         return twin
 
     def set_node(
-        self, name: str, devices: Iterable[Device], *, cordoned: frozenset[str] = frozenset()
+        self,
+        name: str,
+        devices: Iterable[Device],
+        *,
+        cordoned: frozenset[str] = frozenset(),
+        pairs: PairScores = NO_PAIRS,
     ) -> None:
         """Make the node's devices these; what is held on it stays held.
 
         The node's generation moves only if something changed.
         """
-        if self.table.set_node(name, devices, cordoned=cordoned):
+        if self.table.set_node(name, devices, cordoned=cordoned, pairs=pairs):
             self.on_room(name)
             for uid in self._by_node.get(name, ()):
                 self.table.charge(name, self._by_pod[uid].charges, sign=1)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hami.core import codec
+from hami.core.codec_links import PairScores, decode_pair_scores
 from hami.core.device import Device, DeviceUuid, VendorName
 from hami.core.objects import Node
 from hami.core.quantity import parse_quantity, parse_whole
@@ -35,6 +36,10 @@ class Inventory:
     devices: Mapping[VendorName, tuple[Device, ...]]
     """Of each vendor that has any here, readable."""
     problems: tuple[Problem, ...]
+    pairs: PairScores
+    """How well devices are linked to each other, where their agents tell."""
+    pair_problems: tuple[str, ...]
+    """Which of that cannot be read; the devices are none the worse."""
 
 
 def devices_of(node: Node, vendors: VendorTable) -> Inventory:
@@ -52,7 +57,26 @@ def devices_of(node: Node, vendors: VendorTable) -> Inventory:
         if own:
             devices[vendor.name] = own
             seen.update(device.uuid for device in own)
-    return Inventory(devices=devices, problems=tuple(problems))
+    pairs, pair_problems = _pairs(node, vendors)
+    return Inventory(
+        devices=devices,
+        problems=tuple(problems),
+        pairs=pairs,
+        pair_problems=tuple(pair_problems),
+    )
+
+
+def _pairs(node: Node, vendors: VendorTable) -> tuple[PairScores, list[str]]:
+    """The scores of the links between all devices, and what is wrong with those left out."""
+    pairs: PairScores = {}
+    problems: list[str] = []
+    for vendor in vendors.values():
+        text = node.annotations.get(vendor.pair_scores_key) if vendor.pair_scores_key else None
+        try:
+            pairs |= decode_pair_scores(text) if text else {}
+        except CodecError as error:
+            problems.append(f"annotation {vendor.pair_scores_key}: {error}")
+    return pairs, problems
 
 
 def _source(vendor: Vendor) -> str:
@@ -142,4 +166,5 @@ def identity(node: Node, vendors: VendorTable) -> tuple[object, ...]:
     counts = tuple(capacity.get(v.resources.count) for v in vendors.values() if v.counted)
     shares = tuple(told.get(v.resources.count) for v in vendors.values())
     cordon = node.annotations.get(codec.CORDON_KEY)
-    return (node.metadata.uid, node.name, texts, counts, shares, cordon)
+    links = tuple(node.annotations.get(v.pair_scores_key) for v in vendors.values())
+    return (node.metadata.uid, node.name, texts, counts, shares, cordon, links)

@@ -392,3 +392,40 @@ def test_wanted_devices_are_found_on_some_rows_too() -> None:
     placement = fit.place(table.copy([2, 1]), pod, need_devices=False)
 
     assert placement.feasible.tolist() == [True, False]
+
+
+RING = {
+    f"GPU-{i}": {f"GPU-{j}": 100 if i // 2 == j // 2 else 20 for j in range(4)} for i in range(4)
+}
+"""Four devices in two linked pairs."""
+
+
+@pytest.mark.parametrize(
+    ("count", "used", "expected"),
+    [
+        pytest.param(2, "", "GPU-2 GPU-3", id="a_linked_pair"),
+        pytest.param(2, "GPU-3", "GPU-0 GPU-1", id="the_pair_that_is_free"),
+        pytest.param(1, "GPU-3", "GPU-2", id="one_alone_is_the_one_without_its_partner"),
+        pytest.param(4, "", "GPU-0 GPU-1 GPU-2 GPU-3", id="all"),
+    ],
+)
+def test_topology_takes_the_best_linked_devices(count: int, used: str, expected: str) -> None:
+    table = DeviceTable()
+    table.set_node("node-0", [make_device(f"GPU-{i}", index=i) for i in range(4)], pairs=RING)
+    if used:
+        table.charge("node-0", {DeviceUuid(used): Charge(slots=1, memory=40_000)}, sign=1)
+    pod = make_pod_request(
+        asking(make_demand(count, memory=40_000)), device_policy=DevicePolicy.TOPOLOGY
+    )
+
+    assert chosen(pod, table) == [expected.split()]
+
+
+def test_new_links_are_a_change_of_the_node() -> None:
+    table = DeviceTable()
+    devices = [make_device(f"GPU-{i}", index=i) for i in range(4)]
+    table.set_node("node-0", devices)
+
+    assert table.set_node("node-0", devices, pairs=RING)
+    assert not table.set_node("node-0", devices, pairs=RING)
+    assert table.set_node("node-0", devices)
