@@ -36,7 +36,8 @@ from hami.core.reprieve import solve
 from hami.core.table import Bools, DeviceTable
 from hami.core.victims import Answer, Budget, Candidates, Victim, violations
 
-NODES_EXAMINED: Final = 1024
+PODS_EXAMINED: Final = 6144
+"""Of the nodes that fit without all lesser pods, so many with so many such pods are looked at."""
 NODES_COMPLETED: Final = 32
 
 
@@ -59,6 +60,8 @@ def choose(
     budgets: Sequence[Budget] = (),
 ) -> Plan | None:
     """The best node and victims for a pod that fits nowhere; None where evicting does not help.
+
+    Where it does fit after all, the plan may have no victims.
 
     Args:
         table: The devices; asked before anything else may change it.
@@ -100,7 +103,7 @@ def complete(
     names = [name for name in given if name in table.rows]
     relief = Relief(table, request, names)
     cases = np.repeat(np.arange(len(names)), [len(given[name]) for name in names])
-    relief.load(cases.tolist(), [v.charges for name in names for v in given[name]])
+    relief.load(cases, [v.charges for name in names for v in given[name]])
     fits = relief.fits(np.arange(len(names)), cases, np.arange(len(cases)))
     plans: dict[str, Plan] = {}
     for name, fitting in zip(names, fits.tolist(), strict=True):
@@ -143,7 +146,7 @@ def _stages(candidates: Candidates) -> Iterator[tuple[int, Bools]]:
         yield first
     size = len(candidates.victims)
     if first is None or first[0] < size:
-        yield size, candidates.fitting_without(size, enough=NODES_EXAMINED)
+        yield size, candidates.fitting_without(size, enough=PODS_EXAMINED)
 
 
 def _lowest_level(candidates: Candidates) -> tuple[int, Bools] | None:
@@ -156,14 +159,14 @@ def _lowest_level(candidates: Candidates) -> tuple[int, Bools] | None:
         return None
     ends = [*(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
     low, high, step = -1, 0, 1
-    while not (found := candidates.fitting_without(ends[high], enough=NODES_EXAMINED)).any():
+    while not (found := candidates.fitting_without(ends[high], enough=PODS_EXAMINED)).any():
         if high == len(ends) - 1:
             return None
         low, high = high, min(high + step, len(ends) - 1)
         step *= 2
     while high - low > 1:
         middle = (low + high) // 2
-        fitting = candidates.fitting_without(ends[middle], enough=NODES_EXAMINED)
+        fitting = candidates.fitting_without(ends[middle], enough=PODS_EXAMINED)
         if fitting.any():
             high, found = middle, fitting
         else:

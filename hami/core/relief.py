@@ -40,21 +40,21 @@ class Relief:
         """
         self._table = table
         self._request = request
-        self._rows: Ints = np.fromiter((table.rows[name] for name in nodes), np.int64, len(nodes))
-        self._columns_of = [table.columns_of_row(row) for row in self._rows.tolist()]
-        self._partitioned = (table.columns.geometry[self._rows] != 0).any(axis=1).tolist()
+        self._rows: Ints = np.array([table.rows[name] for name in nodes], np.int64)
+        self._partitioned: Bools = (table.columns.geometry[self._rows] != 0).any(axis=1)
         self._slices: dict[int, list[tuple[int, int]]] = {}
         self._width = table.columns.present.shape[1]
         self._ends: Ints = np.zeros(1, np.int64)
         self._entries: Ints = np.zeros((0, 4), np.int64)
         self.memory: Ints = np.zeros(0, np.int64)
 
-    def load(self, nodes: Sequence[int], pods: Sequence[Charges]) -> None:
+    def load(self, nodes: Ints, pods: Sequence[Charges]) -> None:
         """Learn of more pods, each on the node of that number; their own numbers go on.
 
         Devices that the node lacks are skipped, as in the table.
         """
-        columns = [self._columns_of[node] for node in nodes]
+        rows = self._rows[nodes].tolist()
+        columns = [self._table.columns_of_row(row) for row in rows]
         flat = [
             number
             for places, charges in zip(columns, pods, strict=True)
@@ -64,9 +64,8 @@ class Relief:
         entries = np.array(flat, np.int64).reshape(-1, 4)
         entries[entries[:, 0] < 0] = 0
         ends = np.cumsum([0] + [len(charges) for charges in pods])
-        for number, (node, charges) in enumerate(zip(nodes, pods, strict=True), len(self.memory)):
-            if self._partitioned[node]:
-                self._load_slices(number, node, charges)
+        for i in np.flatnonzero(self._partitioned[nodes]).tolist():
+            self._load_slices(len(self.memory) + i, rows[i], pods[i])
         sums = np.concatenate([[0], np.cumsum(entries[:, 2])])
         self.memory = np.concatenate([self.memory, np.diff(sums[ends])])
         self._ends = np.concatenate([self._ends, self._ends[-1] + ends[1:]])
@@ -106,10 +105,10 @@ class Relief:
             self._give_back_slices(c, nodes, cases, pods)
         return fit.place(snapshot, self._request, need_devices=False).feasible
 
-    def _load_slices(self, pod: int, node: int, charges: Charges) -> None:
-        row = int(self._rows[node])
+    def _load_slices(self, pod: int, row: int, charges: Charges) -> None:
+        columns = self._table.columns_of_row(row)
         for uuid, charge in charges.items():
-            column = self._columns_of[node].get(uuid)
+            column = columns.get(uuid)
             slices = 0 if column is None else self._table.slices_of(row, column, charge)
             if column is not None and slices:
                 self._slices.setdefault(pod, []).append((column, slices))

@@ -128,7 +128,7 @@ class Candidates:
         self.covered: Bools = np.array([bool(v.budgets) for v in self.victims], np.bool_)
         self.unprotected = int(len(order) - spent[order].sum())
         self._relief = Relief(table, request, self.names)
-        self._relief.load([0] * len(gone), [victim.charges for victim in gone])
+        self._relief.load(np.zeros(len(gone), np.int64), [victim.charges for victim in gone])
         self._known: Ints = np.full(len(order), NOBODY)
 
     def fits(self, nodes: Ints, cases: Ints, victims: Ints) -> Bools:
@@ -169,23 +169,24 @@ class Candidates:
     def fitting_without(self, size: int, *, enough: int) -> Bools:
         """Marks of the nodes that fit without all of their victims among the first so many.
 
-        Nodes with few victims come first, for they cannot need many; once enough nodes fit, the
-        others are left out.
+        Nodes with few victims come first, for they cannot need many; once nodes with enough victims
+        fit, the others are left out.
         """
-        counts = np.bincount(self.node[:size], minlength=len(self.names))
+        marks = np.zeros(len(self.names), np.bool_)
+        counts = np.bincount(self.node[:size], minlength=len(marks))
         nodes = np.argsort(counts, kind="stable")
         nodes = nodes[counts[nodes] > 0]
-        turn = np.full(len(self.names), NOBODY)
+        turn = np.full(len(marks), NOBODY)
         turn[nodes] = np.arange(len(nodes))
         order = np.argsort(turn[self.node[:size]], kind="stable")
-        turns = turn[self.node[order]]
-        marks = np.zeros(len(self.names), np.bool_)
-        for first in range(0, len(nodes), enough):
-            part = nodes[first : first + enough]
-            low, high = np.searchsorted(turns, [first, first + enough])
-            marks[part] = self.fits(part, turns[low:high] - first, order[low:high])
-            if marks.sum() >= enough:
-                break
+        ends = np.cumsum(counts[nodes])
+        first = 0
+        while first < len(nodes) and counts[marks].sum() < enough:
+            low = int(ends[first] - counts[nodes[first]])
+            last = max(first + 1, int(np.searchsorted(ends, low + enough, side="right")))
+            part, victims = nodes[first:last], order[low : ends[last - 1]]
+            marks[part] = self.fits(part, turn[self.node[victims]] - first, victims)
+            first = last
         return marks
 
     def _spent(self, victim: Victim) -> bool:
@@ -197,8 +198,6 @@ class Candidates:
         if unknown.any():
             new = np.unique(victims[unknown])
             self._known[new] = np.arange(len(new)) + len(self._relief.memory)
-            self._relief.load(
-                self.node[new].tolist(), [self.victims[i].charges for i in new.tolist()]
-            )
+            self._relief.load(self.node[new], [self.victims[i].charges for i in new.tolist()])
         numbers: Ints = self._known[victims]
         return numbers

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,12 @@ BUDGETS = [Budget(allowed=n) for n in (0, 1, 5)]
 
 
 def cluster(
-    nodes: int, pods: int, *, priorities: Sequence[int], crowded: bool, budgets: bool
+    nodes: int,
+    pods: int,
+    *,
+    priorities: Sequence[int],
+    crowded: bool = False,
+    budgets: bool = False,
 ) -> tuple[DeviceTable, dict[str, list[Victim]]]:
     """A full cluster: pods fill the nodes evenly, or every eighth node."""
     table = DeviceTable()
@@ -81,11 +87,37 @@ def milliseconds(
 
 
 def one_by_one(table: DeviceTable, request: PodRequest, victims: dict[str, list[Victim]]) -> float:
-    """Milliseconds for a question a node."""
-    started = time.perf_counter()
+    """Busy milliseconds for a question a node."""
+    started = time.process_time()
     for name, own in victims.items():
         whatif.fits_without(table, request, name, [[v.charges for v in own]])
-    return (time.perf_counter() - started) * 1000
+    return (time.process_time() - started) * 1000
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "four priorities": {"priorities": (0, 10, 20, 30)},
+    "one priority": {"priorities": (0,)},
+    "budgets": {"priorities": (0, 10, 20, 30), "budgets": True},
+    "crowded": {"priorities": (0, 10, 20, 30), "crowded": True},
+    "crowded, one priority": {"priorities": (0,), "crowded": True},
+}
+ASKS = {
+    f"{count} whole": make_pod_request(asking(make_demand(count, percent=100, cores=100)))
+    for count in (1, 8)
+}
+
+
+def measure(what: str, nodes: int, pods: int) -> None:
+    """One line for each request."""
+    table, victims = cluster(nodes, pods, **CASES[what])
+    victims = {name: own for name, own in victims.items() if own}
+    gc.collect()
+    gc.freeze()  # as a controller does once it has synced
+    for asked, request in ASKS.items():
+        taken, busy, plan = milliseconds(table, request, victims)
+        loop = one_by_one(table, request, victims)
+        found = 0 if plan is None else len(plan.victims)
+        print(f"{what:<22} {asked:<8} {taken:>7.1f} {busy:>8.1f} {loop:>8.0f} {found:>8}")
 
 
 def main(arguments: list[str]) -> None:
@@ -93,31 +125,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--pods", type=int, default=30_000)
     options = parser.parse_args(arguments)
-    cases = {
-        "four priorities": {"priorities": (0, 10, 20, 30)},
-        "one priority": {"priorities": (0,)},
-        "budgets": {"priorities": (0, 10, 20, 30), "budgets": True},
-        "crowded nodes": {"priorities": (0, 10, 20, 30), "crowded": True},
-        "crowded, one priority": {"priorities": (0,), "crowded": True},
-    }
-    asks = {
-        "1 whole device": make_pod_request(asking(make_demand(1, percent=100, cores=100))),
-        "8 whole devices": make_pod_request(asking(make_demand(8, percent=100, cores=100))),
-    }
     print(f"{options.nodes} nodes, {options.pods} pods")
-    for what, more in cases.items():
-        settings = {"crowded": False, "budgets": False, **more}
-        table, victims = cluster(options.nodes, options.pods, **settings)  # type: ignore[arg-type]
-        gc.collect()
-        gc.freeze()  # as a controller does once it has synced
-        if settings["crowded"]:
-            victims = {name: own for name, own in victims.items() if own}
-        for asked, request in asks.items():
-            taken, busy, plan = milliseconds(table, request, victims)
-            found = "nothing" if plan is None else f"{len(plan.victims)} victims"
-            print(f"{what:<22} {asked:<16} {taken:>7.1f} ms {busy:>7.1f} busy  {found}", flush=True)
-    taken = one_by_one(table, request, victims)
-    print(f"{'one question a node':<22} {asked:<16} {taken:>7.1f} ms")
+    print(f"{'':<22} {'asked':<8} {'ms':>7} {'busy ms':>8} {'loop ms':>8} {'victims':>8}")
+    for what in CASES:
+        measure(what, options.nodes, options.pods)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hami.core import mig, preemption, whatif
 from hami.core.allocation import Charge
-from hami.core.device import MODE_MIG, DeviceUuid, MigPlacement, PodRequest
+from hami.core.device import MODE_MIG, Device, DeviceUuid, MigPlacement, PodRequest
 from hami.core.preemption import Plan
 from hami.core.table import DeviceTable
 from hami.core.victims import Budget, Victim
@@ -27,6 +27,7 @@ from tests.support.builders import (
     make_table,
 )
 from tests.support.geometries import A100
+from tests.support.strategies import charges, node_devices, pod_requests
 
 Nodes = dict[str, list[Victim]]
 PREEMPTOR = 100
@@ -257,7 +258,7 @@ def crowds(draw: st.DrawFn, *, pods: int = 6, nodes: int = 3) -> tuple[Nodes, li
                 cores=draw(st.sampled_from([0, 10, 50, 100])),
                 priority=draw(st.sampled_from([0, 0, 10, 20, 100])),
                 started=draw(st.integers(0, 3)),
-                budgets=tuple(draw(covered)) if budgets and draw(sometimes) else (),
+                budgets=tuple(draw(covered)) if bool(budgets) and draw(sometimes) else (),
             )
             for i in range(draw(st.integers(0, pods)))
         ]
@@ -276,7 +277,7 @@ def fits_already(table: DeviceTable, request: PodRequest, nodes: Nodes) -> bool:
     return any(whatif.fits_without(table, request, name, [[]])[0] for name in nodes)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @forall(crowd=crowds(), request=asks)
 def test_no_other_choice_is_better(crowd: tuple[Nodes, list[Budget]], request: PodRequest) -> None:
     nodes, budgets = crowd
@@ -305,7 +306,7 @@ def test_not_even_on_a_node_with_as_many_victims_as_are_tried_in_full(
     assert found == min(every_choice(table, request, nodes, budgets), default=None)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @forall(crowd=crowds(pods=30, nodes=2), request=asks)
 def test_on_crowded_nodes_the_choice_makes_room_and_nobody_goes_in_vain(
     crowd: tuple[Nodes, list[Budget]], request: PodRequest
@@ -325,6 +326,27 @@ def test_on_crowded_nodes_the_choice_makes_room_and_nobody_goes_in_vain(
     assert whatif.fits_without(table, request, plan.node, [gone]).all()
     assert not whatif.fits_without(table, request, plan.node, one_stays).any()
     assert all(v.priority < PREEMPTOR for v in plan.victims)
+
+
+@settings(deadline=None, max_examples=60)
+@forall(devices=node_devices(), request=pod_requests(), data=st.data())
+def test_whatever_is_asked_of_whatever_node_the_choice_makes_room(
+    devices: Sequence[Device], request: PodRequest, data: st.DataObject
+) -> None:
+    table = make_table(devices)
+    pods = [
+        Victim(uid=f"v{i}", pod=f"v{i}", priority=i % 3, started=i, charges={device.uuid: charge})
+        for i, device in enumerate(devices)
+        for charge in data.draw(st.lists(charges, max_size=3))
+    ]
+    pods = [replace(pod, uid=f"{pod.uid}-{i}") for i, pod in enumerate(pods)]
+    for pod in pods:
+        table.charge("node-0", pod.charges, sign=1)
+    plan = preemption.choose(table, request, PREEMPTOR, {"node-0": pods})
+
+    if plan is not None:
+        gone = [v.charges for v in plan.victims]
+        assert whatif.fits_without(table, request, "node-0", [gone]).all()
 
 
 def test_on_a_crowded_node_the_easiest_device_is_freed() -> None:
@@ -372,7 +394,7 @@ def test_more_nodes_than_are_completed_are_left_out() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @forall(crowd=crowds(), request=asks, data=st.data())
 def test_no_other_completion_is_better(
     crowd: tuple[Nodes, list[Budget]], request: PodRequest, data: st.DataObject
