@@ -138,7 +138,8 @@ def why_stale(
 def _why_stale_of_bound(owner: Pod, node: str, seen_seconds: float) -> Stale | None:
     if owner.spec.node_name != node:
         return Stale.ELSEWHERE
-    served = owner.annotations.get(codec.BIND_PHASE_KEY) in {BindPhase.SUCCESS, BindPhase.FAILED}
+    phase = owner.annotations.get(codec.BIND_PHASE_KEY)
+    served = phase in {BindPhase.SUCCESS, BindPhase.FAILED} or owner.status.phase == "Running"
     return Stale.SERVED if served and seen_seconds >= GRACE_SECONDS else None
 
 

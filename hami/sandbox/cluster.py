@@ -23,7 +23,7 @@ import yaml
 from anyio.abc import TaskGroup
 
 from hami import certs, logs
-from hami.config import KubeSettings, LogSettings
+from hami.config import KubeSettings, LogSettings, Settings
 from hami.core.codec import decode_register
 from hami.core.quantity import parse_quantity
 from hami.core.vendors.nvidia import NVIDIA
@@ -41,6 +41,7 @@ from hami.sandbox.kubelet import Kubelet, KubeletSettings
 from hami.sandbox.runtime import Runtime
 from hami.sandbox.scheduler import Scheduler, load_config
 from hami.sandbox.spec import Layout, NodeGroup
+from hami.site import vendor_table
 
 log = get_logger(__name__)
 
@@ -212,7 +213,8 @@ def _webhook(sandbox: Sandbox) -> dict[str, Any]:
 
 def _scheduler_config(sandbox: Sandbox) -> str:
     """The configuration a stock kube-scheduler would be given."""
-    names = NVIDIA.resources.all()
+    rows = vendor_table(Settings()).values()
+    names = [name for row in rows for name in row.resources.all()]
     extender = {
         "urlPrefix": sandbox.controller_url,
         "enableHTTPS": True,
@@ -255,6 +257,8 @@ def _node(
         cpus=int(parse_quantity(group.cpu)),
         memory_bytes=int(parse_quantity(group.memory)),
         labels=group.labels,
+        annotations={k: v.replace("{node}", name) for k, v in group.annotations.items()},
+        devices=group.devices,
         environment={**driver, "PATH": f"{gpu_node.LIBRARY_DIR}:{_PATH}"} if models else {},
     )
     return SandboxNode(

@@ -21,6 +21,8 @@ from hami.sandbox.gpu import catalogue
 MAX_NODES = 1000
 MAX_GPUS = 16
 """On one node, of all models together."""
+MAX_DEVICES = 1024
+"""Of one resource on a node, of those that are not simulated."""
 MAX_NAME = 40
 """Node names are parts of socket paths, which may have 107 characters in all."""
 RESERVED_NAMES = frozenset({"controller", "sandbox"})
@@ -45,6 +47,8 @@ class NodeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     ``cpu`` and ``memory`` are Kubernetes quantities of each node. ``split_count`` is how many
     containers may share one GPU; ``memory_scaling`` is what its memory is multiplied by.
+    ``devices`` and ``annotations`` are what the kubelet and other makers' agents would say of
+    devices that are not simulated; ``{node}`` in an annotation stands for the node's name.
     """
 
     name: str
@@ -53,6 +57,8 @@ class NodeGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpu: str | int = "64"
     memory: str | int = "512Gi"
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    devices: dict[str, Annotated[int, Meta(ge=0, le=MAX_DEVICES)]] = {}
     split_count: Annotated[int, Meta(ge=1, le=1000)] = 10
     memory_scaling: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
@@ -139,6 +145,9 @@ def _check_group(group: NodeGroup) -> None:
         raise ConfigError(
             f"node group {group.name!r}: expected at most {MAX_GPUS} GPUs, met {total}"
         )
+    for key in (*group.annotations, *group.devices):
+        if not _LABEL_KEY.fullmatch(key):
+            raise ConfigError(f"node group {group.name!r}: expected a valid name, met {key!r}")
     for key, value in group.labels.items():
         if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
             raise ConfigError(

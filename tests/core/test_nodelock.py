@@ -71,13 +71,13 @@ TERMS = Terms(timeout_seconds=300, abandoned_seconds=20, scheduler_name="hami-sc
 
 
 def owner(
-    *, node: str | None = None, phase: str = "", scheduler: str = "theirs", ended: bool = False
+    *, node: str | None = None, phase: str = "", scheduler: str = "theirs", status: str = "Pending"
 ) -> Pod:
     pod = make_pod("train-0", namespace="team-a", node=node, annotations={BIND_PHASE_KEY: phase})
     return msgspec.structs.replace(
         pod,
         spec=msgspec.structs.replace(pod.spec, scheduler_name=scheduler),
-        status=PodStatus(phase="Failed" if ended else "Pending"),
+        status=PodStatus(phase=status),
     )
 
 
@@ -106,7 +106,10 @@ def test_lock_expires_by_the_older_of_its_two_ages() -> None:
     ("pod", "seen", "reason"),
     [
         pytest.param(None, 0, Stale.GONE, id="gone"),
-        pytest.param(owner(ended=True), 0, Stale.OVER, id="over"),
+        pytest.param(owner(status="Failed"), 0, Stale.OVER, id="over"),
+        pytest.param(
+            owner(node="n", phase="allocating", status="Running"), 10, Stale.SERVED, id="running"
+        ),
         pytest.param(owner(node="m"), 0, Stale.ELSEWHERE, id="elsewhere"),
         pytest.param(owner(node="n", phase="allocating"), 299, None, id="on-its-way"),
         pytest.param(owner(node="n", phase="success"), 9, None, id="just-served"),

@@ -38,6 +38,8 @@ def test_mixed_cluster_is_read_from_a_file(tmp_path: Path) -> None:
             count: 2
             gpus: [{model: T4, count: 4}]
             labels: {pool: cheap, example.org/tier: ""}
+            annotations: {hami.io/node-dcu-register: "{node}-A,4,1,1,K,0,true:"}
+            devices: {enflame.com/gcu: 8}
           - name: fast
             gpus: [{model: H100}, {model: b200, count: 2}]
             cpu: 96
@@ -51,6 +53,7 @@ def test_mixed_cluster_is_read_from_a_file(tmp_path: Path) -> None:
     layout = spec.load(file)
 
     assert [name for name, _ in layout.names()] == ["old-1", "old-2", "fast", "cpu-only"]
+    assert layout.nodes[0].devices == {"enflame.com/gcu": 8}
     fast = layout.nodes[1]
     assert (fast.cpu, fast.memory, fast.split_count, fast.memory_scaling) == (96, "1Ti", 4, 1.5)
 
@@ -83,6 +86,10 @@ def test_mixed_cluster_is_read_from_a_file(tmp_path: Path) -> None:
         pytest.param("nodes: [{name: n, cpu: 0}]", "at least one CPU", id="no CPU"),
         pytest.param("nodes: [{name: n, labels: {'a b': c}}]", "'a b'", id="bad label"),
         pytest.param("nodes: [{name: n, labels: {a: 'c d'}}]", "'c d'", id="bad label value"),
+        pytest.param("nodes: [{name: n, devices: {'a b': 1}}]", "'a b'", id="bad resource"),
+        pytest.param(
+            "nodes: [{name: n, devices: {a: -1}}]", r"devices\[...\]", id="less than none"
+        ),
         pytest.param("nodes: [{name: n", "expected ',' or '}'", id="no YAML"),
         pytest.param("nodes: &a [*a]", r"nodes\[0\]", id="recursive"),
     ],

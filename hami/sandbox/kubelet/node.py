@@ -84,7 +84,7 @@ class NodeReporter:
             "cpu": self._settings.cpus * 1000,
             "memory": self._settings.memory_bytes,
         }
-        return machine | self._book().allocatable()
+        return machine | dict(self._settings.devices) | self._book().allocatable()
 
     def wake(self) -> None:
         """Something changed: report it now rather than with the next round.
@@ -102,7 +102,7 @@ class NodeReporter:
         node = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": self._settings.node_name, "labels": self.labels},
+            "metadata": {"name": self._settings.node_name, **self._metadata()},
             "status": self._status(),
         }
         try:
@@ -110,7 +110,7 @@ class NodeReporter:
         except ConflictError:
             answer = await self._client.patch(
                 NODES.path("", self._settings.node_name),
-                {"metadata": {"labels": self.labels}},
+                {"metadata": self._metadata()},
                 content_type=STRATEGIC_MERGE_PATCH,
             )
         self._uid = msgspec.json.decode(answer, type=_Known).metadata.get("uid", "")
@@ -148,12 +148,16 @@ class NodeReporter:
         )
         self._reported = status
 
+    def _metadata(self) -> dict[str, Any]:
+        return {"labels": self.labels, "annotations": dict(self._settings.annotations)}
+
     def _status(self) -> dict[str, Any]:
         machine = {
             "cpu": str(self._settings.cpus),
             "memory": f"{self._settings.memory_bytes // 1024}Ki",
             "pods": str(self._settings.pods),
         }
+        machine |= _counts(dict(self._settings.devices))
         book = self._book()
         return {
             "capacity": machine | _counts(book.capacity()),

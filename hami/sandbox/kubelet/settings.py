@@ -29,6 +29,10 @@ class KubeletSettings:
     pods: int = 110
     labels: Mapping[str, str] = field(default_factory=dict)
     """Beside those that every node has."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """What agents that do not run here would say of the node."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Resources that count without a device plugin: pods are given them by number alone."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """What this node gives every container, as its driver and runtime would; the last word on a
     name, since a pod cannot argue with the hardware."""
