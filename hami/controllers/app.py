@@ -221,6 +221,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         settings=own,
         pending=pending,
         gangs=gangs,
+        twins=twins,
         is_binding=binder.is_binding,
     )
     rules = live.view(

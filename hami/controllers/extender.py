@@ -17,6 +17,7 @@ from typing import Final
 from hami.config import ControllerSettings
 from hami.controllers.gangs import Gangs
 from hami.controllers.pending import PendingPods
+from hami.controllers.twins import Twins, keys_of_request
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
 from hami.core.device import PodRequest
@@ -28,6 +29,8 @@ from hami.core.vendor import VendorTable
 from hami.core.verdict import NodeReason, Verdict
 from hami.errors import StaleSnapshotError, UnfitError
 
+BUSY_SHARE: Final = 0.25
+"""Of a bind's deadline, that may be spent on waiting for other pods while other nodes are free."""
 RANKINGS_KEPT: Final = 32
 """Filters whose prioritize may still come; the scheduler asks both for one pod before the next."""
 
@@ -54,6 +57,7 @@ class Extender:
         settings: ControllerSettings,
         pending: PendingPods,
         gangs: Gangs,
+        twins: Twins,
         is_binding: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +71,7 @@ class Extender:
             settings: Mode and times.
             pending: Is told what was decided.
             gangs: Knows a pod's siblings.
+            twins: Knows where pods wait for each other.
             is_binding: Whether a bind of the pod (by uid) is under way.
             clock: For holds.
         """
@@ -77,6 +82,7 @@ class Extender:
         self._settings = settings
         self._pending = pending
         self._gangs = gangs
+        self._twins = twins
         self._is_binding = is_binding
         self._clock = clock
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
@@ -96,6 +102,7 @@ class Extender:
             return self._feasible(ranking)
         expires_at = self._take_back(pod)
         ranking = rank(self._cache, self._placer, pod, request, nodes)
+        ranking = ranking.without(self._busy(request), NodeReason.BUSY.value)
         if ranking.best is None:
             self._pending.refused(pod, request, nodes, ranking.failed)
         else:
@@ -107,6 +114,11 @@ class Extender:
             self._pending.fitted(pod, request, nodes, ranking.best)
             self._remember(pod.metadata.uid, replace(ranking, failed={}))
         return self._feasible(ranking)
+
+    def _busy(self, request: PodRequest) -> frozenset[str]:
+        """Nodes on which the bind would use up much of its time waiting for other pods."""
+        seconds = self._settings.bind_timeout_seconds * BUSY_SHARE
+        return self._twins.busy(keys_of_request(request, self._vendors), seconds=seconds)
 
     def _refuse_gang(
         self,

@@ -140,6 +140,12 @@ class Twins:
         if event is not None:
             event.set()
 
+    def busy(self, keys: frozenset[Key], *, seconds: float) -> frozenset[str]:
+        """The nodes on which one more such pod would wait longer."""
+        return frozenset(
+            node for node in self._nodes if self.expected_wait(node=node, keys=keys) > seconds
+        )
+
     def expected_wait(self, *, node: str, keys: frozenset[Key]) -> float:
         """Seconds until it would be the turn of one more pod on the node, as things go there."""
         lane = self._nodes.get(node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Final
@@ -49,6 +49,21 @@ class Ranking:
     """The reason of each other node."""
     best: str | None
     """The preferred node; among equals the first by name. None if nothing fits."""
+
+    def without(self, nodes: Collection[str], reason: str) -> Ranking:
+        """The same without these nodes, which fail for this reason; unless no node were left."""
+        kept = [i for i, name in enumerate(self.feasible) if name not in nodes]
+        if not kept or len(kept) == len(self.feasible):
+            return self
+        feasible = tuple(self.feasible[i] for i in kept)
+        preference = self.preference[kept]
+        gone = (name for name in self.feasible if name in nodes)
+        return Ranking(
+            feasible=feasible,
+            preference=preference,
+            failed=self.failed | dict.fromkeys(gone, reason),
+            best=_first_of_the_best(feasible, preference),
+        )
 
     def priorities(self) -> dict[str, int]:
         """Each feasible node's score as an extender gives it, 0 to 10; only ``best`` has 10."""

@@ -42,6 +42,8 @@ class NodeReason(StrEnum):
     NUMA = "NumaNotFit"
     QUOTA = "ResourceQuotaNotFit"
     GANG = "GangNotFit"
+    BUSY = "NodeBusy"
+    """Pods before it wait there for their devices, one after the other; other nodes are free."""
 
 
 class Unit(Enum):

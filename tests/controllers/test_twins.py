@@ -263,3 +263,16 @@ async def test_how_long_one_more_would_wait_is_learnt_from_those_before_it() -> 
             twins.leave(uid)
             await settle()
     assert twins.expected_wait(node="n", keys=ONE) == 0
+
+
+async def test_nodes_where_one_more_would_wait_long_are_busy() -> None:
+    clock = Clock()
+    twins = Twins(patience_seconds=60, clock=clock)
+    for uid in ("a", "b", "c"):
+        twins.saw_allocating(uid, node="n0", keys=ONE)
+    clock.now += 4
+    twins.leave("a")
+
+    assert twins.busy(ONE, seconds=7) == {"n0"}
+    assert twins.busy(ONE, seconds=8) == frozenset()
+    assert twins.busy(TWO, seconds=0) == frozenset()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hami.core import placement
 from hami.core.allocation import Charge
 from hami.core.cache import AllocationCache
-from hami.core.device import NodePolicy, PodRequest, Role, Selection
+from hami.core.device import DeviceUuid, NodePolicy, PodRequest, Role, Selection
 from hami.core.placement import Choice, Placer, Ranking
 from hami.core.table import DeviceTable
 from hami.core.verdict import DeviceVerdict, Reason, Unit, Verdict
@@ -312,3 +312,19 @@ def test_a_selection_is_part_of_the_signature() -> None:
 
     assert placer.rank(SMALL, NODES[:2]).feasible == ("node-0", "node-1")
     assert placer.rank(chosen, NODES[:2]).feasible == ("node-1",)
+
+
+def test_a_ranking_without_some_nodes_has_the_best_of_the_others() -> None:
+    table = make_table(*(make_devices(2, prefix=f"GPU-{i}") for i in range(3)))
+    table.charge("node-1", {DeviceUuid("GPU-1-0"): Charge(slots=1)}, sign=1)
+    ranking = Placer(table).rank(
+        make_pod_request(asking(make_demand(memory=1))), ["node-0", "node-1", "node-2"]
+    )
+
+    left = ranking.without({"node-1", "ghost"}, "NodeBusy")
+
+    assert ranking.best == "node-1"
+    assert (left.feasible, left.best) == (("node-0", "node-2"), "node-0")
+    assert left.failed == {"node-1": "NodeBusy"}
+    assert ranking.without({"node-0", "node-1", "node-2"}, "NodeBusy") is ranking
+    assert ranking.without(set(), "NodeBusy") is ranking
