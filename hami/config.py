@@ -175,6 +175,8 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """How often a node's agent is asked to show that it is alive."""
     handshake_timeout_seconds: Seconds = 60.0
     """After this long without an answer, a node without allocatable devices is unhealthy."""
+    legacy_metrics: bool = False
+    """Also export the gauges under the names that HAMi gave them before."""
     max_body_bytes: Count = 64 * 1024 * 1024
     """Largest accepted request: an extender call with 5000 whole nodes fits."""
     max_review_bytes: Count = 7 * 1024 * 1024

@@ -45,6 +45,7 @@ async def serve(
     registry: CollectorRegistry,
     refresh: Callable[[], Awaitable[None]] = _nothing_to_refresh,
     headers: Callable[[], Mapping[str, str]] = _nothing_to_say,
+    text: Callable[[], Iterable[bytes]] = tuple,
     routes: Iterable[web.RouteDef] = (),
     task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -56,6 +57,7 @@ async def serve(
         ready: None when ready, else what is missing.
         registry: Whose metrics to serve.
         refresh: Awaited before each scrape, for a bounded time.
+        text: What else a scrape gets, in Prometheus' text format; asked in the worker thread.
         headers: What else ``/readyz`` tells, whatever its answer.
         routes: What else the process answers here.
         task_status: Of the task group that starts this.
@@ -66,7 +68,7 @@ async def serve(
     app = web.Application()
     app.router.add_get("/healthz", _alive)
     app.router.add_get("/readyz", partial(_readiness, ready, headers))
-    app.router.add_get("/metrics", partial(_metrics, registry, refresh))
+    app.router.add_get("/metrics", partial(_metrics, registry, refresh, text))
     app.router.add_routes(routes)
     runner = web.AppRunner(
         app, handle_signals=False, access_log=None, shutdown_timeout=STOP_SECONDS
@@ -102,11 +104,19 @@ async def _readiness(
 
 
 async def _metrics(
-    registry: CollectorRegistry, refresh: Callable[[], Awaitable[None]], _: web.Request
-) -> web.Response:
+    registry: CollectorRegistry,
+    refresh: Callable[[], Awaitable[None]],
+    text: Callable[[], Iterable[bytes]],
+    request: web.Request,
+) -> web.StreamResponse:
     with anyio.move_on_after(REFRESH_SECONDS) as patience:
         await refresh()
     if patience.cancelled_caught:
         log.warning("scrape_served_stale", seconds=REFRESH_SECONDS)
-    body = await anyio.to_thread.run_sync(generate_latest, registry)
-    return web.Response(body=body, headers={"Content-Type": TEXT_FORMAT})
+    pieces = await anyio.to_thread.run_sync(lambda: [generate_latest(registry), *text()])
+    response = web.StreamResponse(headers={"Content-Type": TEXT_FORMAT})
+    response.content_length = sum(map(len, pieces))
+    await response.prepare(request)
+    for piece in pieces:  # in the whole they may be large, and nothing else runs while bytes move
+        await response.write(piece)
+    return response

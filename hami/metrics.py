@@ -2,7 +2,7 @@
 
 Rows are data; ``counter`` and ``histogram`` make the live metric in the registry that is passed in,
 gauges are read at each scrape by the exporters. Units are in the names. (``hami.kube`` keeps the
-rows about the API server itself.)
+rows about the API server itself, ``hami.gauges`` those about devices, containers and quotas.)
 """
 
 from __future__ import annotations
@@ -153,6 +153,12 @@ TWIN_SECONDS: Final = Metric(
     help="Time a bind waited for pods on its node that the kubelet could not tell from its own.",
     buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0),
 )
+WATCH_SECONDS: Final = Metric(
+    name="hami_bind_watch_seconds",
+    kind="histogram",
+    help="Time from the answer to a Binding until the watch showed it.",
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
 EXPIRED: Final = Metric(
     name="hami_reservations_expired",
     kind="counter",
@@ -229,6 +235,24 @@ INFORMER_AGE: Final = Metric(
     help="Time since the API server was last heard about a resource.",
     labels=("resource",),
 )
+CACHE_LAG: Final = Metric(
+    name="hami_cache_lag_seconds",
+    kind="gauge",
+    help="Age of the oldest bind of this controller that the watch has not shown yet; 0 for none.",
+)
+UNSEEN_BINDS: Final = Metric(
+    name="hami_cache_unseen_binds",
+    kind="gauge",
+    help="Binds of this controller that the watch has not shown yet.",
+)
+QUEUES: Final = Metric(
+    name="hami_queue_length",
+    kind="gauge",
+    help="What waits: binds under way, twins (binds that wait for pods which the kubelet could not "
+    "tell from theirs), flights (pods bound and not allocated yet, twins included), requests (to "
+    "the API server, for their turn), events (to be sent), pending (pods without a node).",
+    labels=("queue",),
+)
 LEADER: Final = Metric(
     name="hami_leader",
     kind="gauge",
@@ -239,82 +263,6 @@ LEADER_TERM: Final = Metric(
     name="hami_leader_term",
     kind="gauge",
     help="Term of this controller's present reign, or of its last.",
-)
-
-_NODE_DEVICE: Final = ("node", "device_uuid", "device_index", "device_type", "zone")
-_POD_DEVICE: Final = ("namespace", "node", "pod", "container_index", "device_uuid", "zone")
-
-GPU_MEMORY_LIMIT: Final = Metric(
-    name="hami_gpu_memory_limit_bytes",
-    kind="gauge",
-    help="Memory that a device offers.",
-    labels=_NODE_DEVICE,
-)
-GPU_CORE_LIMIT: Final = Metric(
-    name="hami_gpu_core_limit_ratio",
-    kind="gauge",
-    help="Compute that a device offers, in percent (the name is a compatible one).",
-    labels=_NODE_DEVICE,
-)
-GPU_MEMORY_ALLOCATED: Final = Metric(
-    name="hami_gpu_memory_allocated_bytes",
-    kind="gauge",
-    help="Memory of a device that is given to pods.",
-    labels=(*_NODE_DEVICE, "device_cores"),
-)
-GPU_SHARED: Final = Metric(
-    name="hami_gpu_shared_count",
-    kind="gauge",
-    help="Containers that share a device.",
-    labels=_NODE_DEVICE,
-)
-GPU_CORE_ALLOCATED: Final = Metric(
-    name="hami_gpu_core_allocated_ratio",
-    kind="gauge",
-    help="Compute of a device that is given to pods, in percent.",
-    labels=_NODE_DEVICE,
-)
-NODE_GPU_OVERVIEW: Final = Metric(
-    name="hami_node_gpu_overview",
-    kind="gauge",
-    help="Memory of a device that is given to pods, in bytes, with its limit (MiB) as a label.",
-    labels=(*_NODE_DEVICE, "device_cores", "device_memory_limit"),
-)
-NODE_GPU_MEMORY_RATIO: Final = Metric(
-    name="hami_node_gpu_memory_allocated_ratio",
-    kind="gauge",
-    help="Share of a device's memory that is given to pods, 0 to 1.",
-    labels=_NODE_DEVICE,
-)
-VGPU_MEMORY_ALLOCATED: Final = Metric(
-    name="hami_vgpu_memory_allocated_bytes",
-    kind="gauge",
-    help="Device memory given to a container.",
-    labels=_POD_DEVICE,
-)
-VGPU_CORE_ALLOCATED: Final = Metric(
-    name="hami_vgpu_core_allocated_ratio",
-    kind="gauge",
-    help="Device compute given to a container, in percent.",
-    labels=_POD_DEVICE,
-)
-QUOTA_USED: Final = Metric(
-    name="hami_resource_quota_used",
-    kind="gauge",
-    help="What a namespace's pods have of a resource, in MiB or percent; limit 0 is no quota.",
-    labels=("namespace", "quota_name", "limit", "zone"),
-)
-QUOTA_LIMIT: Final = Metric(
-    name="hami_resource_quota_limit",
-    kind="gauge",
-    help="The tightest quota of a resource in a namespace, in MiB or percent.",
-    labels=("namespace", "quota_name", "zone"),
-)
-BUILD: Final = Metric(
-    name="hami_build_info",
-    kind="gauge",
-    help="Always 1; what runs is in the labels.",
-    labels=("version",),
 )
 
 TABLE: Final = (
@@ -338,6 +286,7 @@ TABLE: Final = (
     BINDS,
     BIND_CONFLICTS,
     TWIN_SECONDS,
+    WATCH_SECONDS,
     EXPIRED,
     NUDGES,
     MALFORMED_ANNOTATIONS,
@@ -350,22 +299,13 @@ TABLE: Final = (
     RESERVATIONS,
     UNKNOWN_DEVICES,
     INFORMER_AGE,
+    CACHE_LAG,
+    UNSEEN_BINDS,
+    QUEUES,
     LEADER,
     LEADER_TERM,
-    GPU_MEMORY_LIMIT,
-    GPU_CORE_LIMIT,
-    GPU_MEMORY_ALLOCATED,
-    GPU_SHARED,
-    GPU_CORE_ALLOCATED,
-    NODE_GPU_OVERVIEW,
-    NODE_GPU_MEMORY_RATIO,
-    VGPU_MEMORY_ALLOCATED,
-    VGPU_CORE_ALLOCATED,
-    QUOTA_USED,
-    QUOTA_LIMIT,
-    BUILD,
 )
-"""Every row: what a process exports stands here, or is about the API server."""
+"""Every row of this table."""
 
 
 def counter(row: Metric, registry: CollectorRegistry) -> Counter:

@@ -27,8 +27,9 @@ from hami.controllers import api, following, leadership, server
 from hami.controllers.binder import CRASH_POINTS, Binder
 from hami.controllers.certificates import Certificates, pair_of
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.echoes import Echoes
 from hami.controllers.explain import Explainer
-from hami.controllers.exporter import Exporter, LeadershipExporter
+from hami.controllers.exporter import Exporter, LeadershipExporter, Watched
 from hami.controllers.extender import Extender
 from hami.controllers.gangs import Gangs
 from hami.controllers.handlers import NodeHandler, PodHandler
@@ -155,7 +156,8 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     quotas.add_handler(quota_handler.on_set, quota_handler.on_delete)
     placer, leads = Placer(cache.table), leadership.make(own, client)
     defaults = live.view(following.defaults_of)
-    writer = PodWriter(client, vendors=vendors)
+    echoes = Echoes(pods, counters.watch_seconds)
+    writer = PodWriter(client, vendors=vendors, on_bound=echoes.wrote)
     locks = NodeLocks(
         client,
         nodes,
@@ -263,12 +265,24 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         locks=locks,
         exporter=Exporter(
             cache,
-            silent_seconds={
-                "pods": lambda: pods.last_event_age,
-                "nodes": lambda: nodes.last_event_age,
-                "resourcequotas": lambda: quotas.last_event_age,
-            },
+            Watched(
+                silent_seconds={
+                    "pods": lambda: pods.last_event_age,
+                    "nodes": lambda: nodes.last_event_age,
+                    "resourcequotas": lambda: quotas.last_event_age,
+                },
+                queues={
+                    "binds": lambda: binder.under_way,
+                    "twins": lambda: twins.waiting,
+                    "flights": lambda: len(twins),
+                    "requests": lambda: client.waiting,
+                    "events": lambda: recorder.waiting,
+                    "pending": lambda: len(pending),
+                },
+                echoes=echoes,
+            ),
             vendors=vendors,
+            legacy=own.legacy_metrics,
             registry=registry,
         ),
         nudger=nudger,
@@ -358,6 +372,7 @@ async def _serve_health(
         ready=missing,
         registry=parts.registry,
         refresh=parts.exporter.refresh,
+        text=parts.exporter.text,
         headers=lambda: {"X-Hami-Role": parts.leadership.role},
         routes=api.routes(parts.inquiry),
         task_status=task_status,

@@ -122,6 +122,11 @@ class Binder:
         self._waiting = 0
         """Those of them that wait for their twins."""
 
+    @property
+    def under_way(self) -> int:
+        """How many binds are under way."""
+        return len(self._under_way)
+
     def is_binding(self, uid: str) -> bool:
         """Whether a bind of the pod is under way."""
         return uid in self._under_way

@@ -16,6 +16,7 @@ class ControllerCounters:
         self.binds = metrics.counter(metrics.BINDS, registry)
         self.conflicts = metrics.counter(metrics.BIND_CONFLICTS, registry)
         self.twin_seconds = metrics.histogram(metrics.TWIN_SECONDS, registry)
+        self.watch_seconds = metrics.histogram(metrics.WATCH_SECONDS, registry)
         self.expired = metrics.counter(metrics.EXPIRED, registry)
         self.nudges = metrics.counter(metrics.NUDGES, registry)
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)

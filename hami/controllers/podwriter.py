@@ -39,10 +39,12 @@ class PodWriter:
         client: KubeClient,
         *,
         vendors: VendorTable,
+        on_bound: Callable[[ObjectRef], None] = lambda _: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._vendors = vendors
+        self._on_bound = on_bound
         self._wall_clock = wall_clock
 
     def expected_wait(self, writes: int) -> float:
@@ -136,6 +138,7 @@ class PodWriter:
             ),
             f"binding of {ref}",
         )
+        self._on_bound(ref)
 
 
 def _decode(body: bytes) -> Pod:

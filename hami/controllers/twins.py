@@ -157,6 +157,11 @@ class Twins:
     def __len__(self) -> int:
         return len(self._flights)
 
+    @property
+    def waiting(self) -> int:
+        """How many pods wait for their turn."""
+        return sum(flight.started_at is None for flight in self._flights.values())
+
     def _add(self, uid: str, node: str, keys: frozenset[Key]) -> _Flight:
         flight = _Flight(uid=uid, node=node, keys=keys)
         self._flights[uid] = flight

@@ -8,7 +8,7 @@ the other beside the sidecars started before them; app containers run beside all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -91,6 +91,16 @@ class Allocation:
     def pod(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+    def mig_parts(self) -> Iterator[MigReservation]:
+        """What the pod has of devices that are partitioned in hardware."""
+        for position, devices in enumerate(self.containers):
+            for at, device in enumerate(devices):
+                if device.mig is not None:
+                    yield MigReservation(
+                        container=position, device=at, uuid=device.uuid, share=device.mig
+                    )
+        yield from self.unmatched
 
     def charges(self, *, init_done: bool = False) -> dict[DeviceUuid, Charge]:
         """What the pod occupies on each device; without its init containers once they are done."""

@@ -39,6 +39,10 @@ class Words:
             self._words.append(word)
         return found
 
+    def word(self, number: int) -> str:
+        """The word of a number."""
+        return self._words[number]
+
     def matching(self, accept: Sequence[str], *, inside: bool = False) -> npt.NDArray[np.bool_]:
         """For each number, whether its upper-cased word contains one of the (upper-cased) texts.
 

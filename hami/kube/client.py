@@ -105,6 +105,11 @@ class KubeClient:
         self.settings = settings
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._limiter.waiting
+
+    @property
     def host(self) -> str:
         """The API server's address."""
         return self._source.host

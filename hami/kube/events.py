@@ -154,6 +154,11 @@ class EventRecorder:
         self._varieties: _Recent[_Subject, _Variety] = _Recent(REMEMBERED)
         self._buckets: _Recent[ObjectRef, TokenBucket] = _Recent(REMEMBERED)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait to be sent."""
+        return len(self._pending)
+
     def record(
         self, ref: ObjectRef, reason: str, message: str, *, type: EventType = "Normal"
     ) -> None:

@@ -190,6 +190,11 @@ class RateLimiter:
             queue.slots.release()
             queue.seconds += _SMOOTHING * (self._clock() - started - queue.seconds)
 
+    @property
+    def waiting(self) -> int:
+        """Requests of all lanes that wait for their turn."""
+        return sum(queue.waiting for queue in self._queues.values())
+
     def refused(self, lane: Lane, *, retry_after_seconds: float | None) -> None:
         """The server answered 429 to a request of the lane."""
         now = self._clock()
