@@ -38,12 +38,12 @@ CHANGING: list[tuple[str, str, dict[str, Any]]] = [
     ("dcu-memory", "x.y/memory", {"hygon.memory_name": "x.y/memory"}),
     ("dcu-cores", "x.y/cores", {"hygon.cores_name": "x.y/cores"}),
     ("enflame-gcu-resource-name", "x.y/gcu", {"enflame.gcu_count_name": "x.y/gcu"}),
+    ("legacy-metrics", "true", {"controller.legacy_metrics": True}),
     ("v", "5", {"log.level": "debug"}),
 ]
 IDLE: dict[str, str] = {
     "profiling": "true",
     "node-lock-retry-timeout": "28s",
-    "legacy-metrics": "true",
     "debug": "true",
     "cambricon-mlu-name": "cambricon.com/mlu",
     "cambricon-mlu-memory": "cambricon.com/mlu.smlu.vmemory",
