@@ -210,9 +210,9 @@ def check_config(
     import msgspec
     import yaml
 
-    from hami.site import vendor_table
+    from hami import site
 
-    vendor_table(loaded.settings)  # refuses what only goes wrong together
+    site.check(loaded.settings)  # refuses what only goes wrong together
     for name, reason in loaded.notes.items():
         typer.echo(f"without effect: {name}: {reason}", err=True)
     typer.echo(yaml.safe_dump(msgspec.to_builtins(loaded.settings), sort_keys=False), nl=False)

@@ -1,4 +1,4 @@
-"""This site's vendor table: the built-in rows with the settings' names and defaults put in.
+"""This site's vendor table and choice of nodes: what the settings mean to the core.
 
 Both processes read pods and nodes by the same table, so it is made in one place. Pure.
 """
@@ -9,13 +9,37 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Va
 from dataclasses import replace
 
 from hami.config import EnflameSettings, HygonSettings, NvidiaSettings, Settings
+from hami.core import selectors
 from hami.core.device import VendorName
 from hami.core.quantity import MiB, Percent
+from hami.core.selectors import Selector
 from hami.core.vendor import ResourceNames, Vendor, VendorTable, table
 from hami.core.vendors.enflame import ENFLAME_GCU
 from hami.core.vendors.hygon import HYGON
 from hami.core.vendors.nvidia import NVIDIA
-from hami.errors import ConfigError
+from hami.errors import CodecError, ConfigError
+
+
+def check(settings: Settings) -> None:
+    """Refuse what is wrong only together, or only for what it is about.
+
+    Raises:
+        ConfigError: It is; the message names the setting or the resource.
+    """
+    vendor_table(settings)
+    node_selector(settings)
+
+
+def node_selector(settings: Settings) -> Selector:
+    """Which nodes get pods with devices.
+
+    Raises:
+        ConfigError: The setting is no label selector.
+    """
+    try:
+        return selectors.parse(settings.controller.node_label_selector)
+    except CodecError as error:
+        raise ConfigError(f"controller.node_label_selector: {error}") from error
 
 
 def vendor_table(settings: Settings) -> VendorTable:

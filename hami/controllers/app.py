@@ -45,14 +45,12 @@ from hami.controllers.simulation import Simulation
 from hami.controllers.succession import Succession
 from hami.controllers.twins import Twins
 from hami.controllers.whatif import WhatIfs
-from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
 from hami.core.request import read_request
-from hami.core.selectors import Selector
-from hami.errors import CodecError, ConfigError, UnavailableError
+from hami.errors import UnavailableError
 from hami.kube.client import KubeClient, connect
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -62,7 +60,7 @@ from hami.kube.resources import NODES, PODS, RESOURCE_QUOTAS
 from hami.live import Live, Reloader, tell
 from hami.loading import Loaded
 from hami.logs import get_logger
-from hami.site import CurrentVendors, vendor_table
+from hami.site import CurrentVendors, check, node_selector
 
 log = get_logger(__name__)
 
@@ -146,7 +144,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         vendors=vendors,
         recorder=recorder,
         counters=counters,
-        selector=node_selector(own),
+        selector=live.view(node_selector),
     )
     quota_handler = QuotaHandler(
         cache.quotas, vendors=vendors, recorder=recorder, counters=counters
@@ -245,7 +243,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
 
     return _Parts(
         settings=own,
-        reloader=Reloader(live, loaded, results=counters.reloads, check=vendor_table),
+        reloader=Reloader(live, loaded, results=counters.reloads, check=check),
         registry=registry,
         counters=counters,
         cache=cache,
@@ -308,18 +306,6 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         role=role,
         succession=Succession(cache, pods, leadership=leads, leftovers=leftovers, role=role),
     )
-
-
-def node_selector(settings: ControllerSettings) -> Selector:
-    """Which nodes get pods with devices.
-
-    Raises:
-        ConfigError: The setting is no label selector.
-    """
-    try:
-        return selectors.parse(settings.node_label_selector)
-    except CodecError as error:
-        raise ConfigError(f"controller.node_label_selector: {error}") from error
 
 
 async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:

@@ -8,7 +8,7 @@ read is reported, what was known of it stands, and no other object is touched.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -198,12 +198,6 @@ class NodeHandler:
         """The node is gone; pods that were bound to it count until they are gone as well."""
         self._nodes.pop(node.name, None)
         self._cache.remove_node(node.name)
-
-    def select(self, selector: Selector, nodes: Iterable[Node]) -> None:
-        """From now on offer these nodes alone; ``nodes`` are all there are."""
-        self._selector = selector
-        for node in nodes:
-            self.on_set(node, None)
 
     def offers(self, name: str) -> bool:
         """Whether the node is one of those that are selected."""

@@ -96,9 +96,7 @@ class NodeLocks:
         self._client = client
         self._nodes = nodes
         self._pods = pods
-        self._register_keys = tuple(
-            v.register_key for v in vendors.values() if v.lock is Lock.NODE and v.register_key
-        )
+        self._vendors = vendors
         self._settings = settings
         self._counters = counters
         self._guard = guard
@@ -284,12 +282,12 @@ class NodeLocks:
     async def _locked(self) -> list[Node]:
         """Nodes with a lock and devices of a vendor that needs one, the longest seen first."""
         nodes, found = self._nodes.list(), []
+        keys = [v.register_key for v in self._vendors.values() if v.lock is Lock.NODE]
         for start in range(0, len(nodes), NODES_AT_A_TIME):
             found += [
                 node
                 for node in nodes[start : start + NODES_AT_A_TIME]
-                if LOCK_KEY in node.annotations
-                and any(key in node.annotations for key in self._register_keys)
+                if LOCK_KEY in node.annotations and any(key in node.annotations for key in keys)
             ]
             await checkpoint()
         return sorted(found, key=self._seen_at)

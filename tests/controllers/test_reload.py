@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,31 @@ async def test_new_resource_names_change_what_a_request_means(
         await until_reloaded(controller, "applied")
 
         assert (await controller.filter(pod, NODES))["FailedNodes"] is None  # asks for nothing now
+
+
+async def test_nodes_are_chosen_by_the_labels_of_now(
+    server: ApiServer, files: Files, base: Settings, pod: dict[str, Any]
+) -> None:
+    node = server.store.get("nodes", "n0", "")
+    node["metadata"]["labels"] = {"pool": "gpu"}
+    server.store.update(node)
+
+    async with started(files) as controller:
+        files.swap(**content_of(base, node_label_selector="pool in (gpu)"))
+
+        async def only(*nodes: str) -> bool:
+            return list((await controller.filter(pod, NODES))["NodeNames"]) == list(nodes)
+
+        await until(partial(only, "n0"))
+        files.swap(**content_of(base, node_label_selector="pool in ("))
+
+        async def refused() -> bool:
+            return await controller.value("hami_config_reloads_total", result="refused") == 1
+
+        await until(refused)
+        assert await only("n0")
+        files.swap(**content_of(base, node_label_selector="!pool"))
+        await until(partial(only, "n1"))
 
 
 async def test_new_pods_are_given_to_the_scheduler_of_now(files: Files, base: Settings) -> None:
