@@ -44,14 +44,12 @@ from hami.controllers.simulation import Simulation
 from hami.controllers.succession import Succession
 from hami.controllers.twins import Twins
 from hami.controllers.whatif import WhatIfs
-from hami.core import selectors
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
 from hami.core.objects import Node, Pod, ResourceQuota
 from hami.core.placement import Placer
 from hami.core.request import read_request
-from hami.core.selectors import Selector
-from hami.errors import CodecError, ConfigError, UnavailableError
+from hami.errors import UnavailableError
 from hami.kube.client import KubeClient, connect
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -145,7 +143,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         vendors=vendors,
         recorder=recorder,
         counters=counters,
-        selector=node_selector(own),
+        selector=following.node_selector(live.now),
     )
     quota_handler = QuotaHandler(
         cache.quotas, vendors=vendors, recorder=recorder, counters=counters
@@ -233,9 +231,13 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
             lack=cache.lack,
         )
     )
-    live.on_change.append(partial(following.tell_parts, client, twins))
-    live.on_change.append(partial(following.reread, nodes, node_handler.on_set))
-    live.on_change.append(partial(following.reread, quotas, quota_handler.on_set))
+    live.on_change += (
+        partial(following.tell_parts, client, twins, pending),
+        partial(following.reselect, nodes, node_handler),
+        partial(following.reread, nodes, node_handler.on_set, vendor_table),
+        partial(following.reread, quotas, quota_handler.on_set, vendor_table),
+        partial(following.reread, pods, pending.on_set, following.meaning_of_pods),
+    )
     pair = pair_of(own)
 
     def is_synced() -> bool:
@@ -294,18 +296,6 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         role=role,
         succession=Succession(cache, pods, leadership=leads, leftovers=leftovers, role=role),
     )
-
-
-def node_selector(settings: ControllerSettings) -> Selector:
-    """Which nodes get pods with devices.
-
-    Raises:
-        ConfigError: The setting is no label selector.
-    """
-    try:
-        return selectors.parse(settings.node_label_selector)
-    except CodecError as error:
-        raise ConfigError(f"controller.node_label_selector: {error}") from error
 
 
 async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:

@@ -96,9 +96,7 @@ class NodeLocks:
         self._client = client
         self._nodes = nodes
         self._pods = pods
-        self._register_keys = tuple(
-            v.register_key for v in vendors.values() if v.lock is Lock.NODE and v.register_key
-        )
+        self._vendors = vendors
         self._settings = settings
         self._counters = counters
         self._guard = guard
@@ -228,6 +226,12 @@ class NodeLocks:
             seen_seconds=self._clock() - seen_at,
             terms=self._terms(),
         )
+
+    @property
+    def _register_keys(self) -> tuple[str, ...]:
+        """Of the vendors whose agents need the lock."""
+        vendors = self._vendors.values()
+        return tuple(v.register_key for v in vendors if v.lock is Lock.NODE and v.register_key)
 
     def _terms(self) -> Terms:
         own = self._settings

@@ -30,6 +30,7 @@ from tests.support.kube import until
 
 Configure = Callable[..., Settings]
 NODES = ["n0", "n1"]
+TOLD = "settings_without_effect"
 
 
 class Files:
@@ -132,6 +133,22 @@ async def test_new_resource_names_change_what_a_request_means(
         assert (await controller.filter(pod, NODES))["FailedNodes"] is None  # asks for nothing now
 
 
+async def test_a_new_selector_offers_other_nodes(
+    server: ApiServer, files: Files, base: Settings, pod: dict[str, Any]
+) -> None:
+    named = node_object("n2", gpus("n2"))
+    named["metadata"]["labels"] = {"pool": "gpu"}
+    server.store.create(named)
+    everywhere = [*NODES, "n2"]
+    async with started(files) as controller:
+        assert (await controller.filter(pod, everywhere))["NodeNames"] == everywhere
+
+        files.swap(**content_of(base, node_label_selector="pool=gpu"))
+        await until_reloaded(controller, "applied")
+
+        assert (await controller.filter(pod, everywhere))["NodeNames"] == ["n2"]
+
+
 async def test_new_pods_are_given_to_the_scheduler_of_now(files: Files, base: Settings) -> None:
     async with started(files) as controller:
         assert await scheduler_given(controller) == "hami-scheduler"
@@ -200,6 +217,30 @@ async def test_a_new_log_level_holds_at_once(
         server.store.create(node_object("n2", gpus("n2")))
 
         await process.logged("node_devices_set")  # a line for debugging
+
+
+async def test_a_controller_runs_with_the_command_line_of_the_chart(
+    base: Settings, tmp_path: Path
+) -> None:
+    device_file = tmp_path / "device-config.yaml"
+    device_file.write_text("nvidia: {defaultCores: 10}\nmetax: {resourceCountName: a/b}\n")
+    arguments = [
+        "--http_bind=127.0.0.1:0",
+        "--scheduler-name=hami-scheduler",
+        "--metrics-bind-address=127.0.0.1:0",
+        "--node-scheduler-policy=spread",
+        "--gpu-scheduler-policy=binpack",
+        "--force-overwrite-default-scheduler=true",
+        f"--device-config-file={device_file}",
+        "--leader-elect=false",
+        "--debug",
+        "-v=4",
+    ]
+    async with command("controller", base, tmp_path, arguments=arguments) as process:
+        await process.logged("controller_synced")
+
+    told = [line["settings"] for line in process.lines if line["event"] == TOLD]
+    assert told == [["--debug"], ["-v"], [f"metax in {device_file}"]]
 
 
 # -- without a controller ------------------------------------------------------------------------
