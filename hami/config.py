@@ -142,6 +142,8 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """Address of health and metrics."""
     health_port: Port = 9395
     """Port of ``/healthz``, ``/readyz`` and ``/metrics``, plain HTTP."""
+    legacy_metrics: bool = False
+    """Also export the gauges under HAMi's older names."""
     scheduler_name: str = "hami-scheduler"
     """The scheduler that pods with device requests are given to."""
     overwrite_default_scheduler: bool = True

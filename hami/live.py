@@ -50,6 +50,7 @@ LIVE: Final = frozenset(
             if group.name not in _PROCESSES
             for field in msgspec.structs.fields(group.type)
         ),
+        "controller.legacy_metrics",
         "controller.scheduler_name",
         "controller.overwrite_default_scheduler",
         "controller.mode",

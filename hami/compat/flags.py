@@ -125,7 +125,7 @@ _ROWS: Final = (
     _flag("leader-elect-resource-name", values.words, "controller.scheduler_lease_name"),
     _flag("leader-elect-resource-namespace", values.words, "controller.scheduler_lease_namespace"),
     _flag("device-config-file", values.path, "controller.device_config_file"),
-    _idle("legacy-metrics", "metrics have their present names only", takes="bool"),
+    _flag("legacy-metrics", values.truth, "controller.legacy_metrics"),
     _idle("debug", "it has none in HAMi either; see log.level", takes="bool"),
     Flag(
         name="enable-ascend",

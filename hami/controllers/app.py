@@ -36,6 +36,7 @@ from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
 from hami.controllers.nodelocks import NodeLocks
 from hami.controllers.nudger import Nudger
+from hami.controllers.oldnames import OldNames
 from hami.controllers.pending import PendingPods
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.quotahandler import QuotaHandler
@@ -93,6 +94,7 @@ async def run(
     loaded = start if isinstance(start, Loaded) else Loaded(settings=start)
     async with connect(loaded.settings.kube, metrics=KubeMetrics(registry)) as client:
         parts = _build(loaded, client, registry)
+        OldNames(parts.exporter, wanted=lambda: parts.settings.legacy_metrics, registry=registry)
         log.info("controller_started", version=__version__, mode=parts.settings.mode)
         tell(loaded.notes)
         await _run(parts, task_status)

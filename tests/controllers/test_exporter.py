@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from hami.config import Settings
+from hami.controllers.oldnames import OLD_NAMES
+from hami.metrics import TABLE
 from hami.sandbox.apiserver import ApiServer
 from tests.support.controller import gpus, node_object, pod_object, running
 
@@ -81,3 +83,55 @@ async def test_controller_of_an_empty_cluster_can_be_scraped(
 
     async with running(configure()) as controller:
         assert "hami_gpu_shared_count" not in await controller.metrics()
+
+
+async def test_older_names_are_exported_where_they_are_asked_for(
+    solo: ApiServer, configure: Configure
+) -> None:
+    pod = solo.store.create(pod_object("p", memory=10_000, cores=30))
+
+    async with running(configure(legacy_metrics=True)) as controller:
+        assert await controller.bind(pod, "solo") == ""
+        metrics = await controller.metrics()
+
+    device = {
+        "nodeid": "solo",
+        "deviceuuid": "GPU-solo-0",
+        "deviceidx": "0",
+        "zone": "vGPU",
+    }
+    typed = {**device, "devicetype": "NVIDIA A100-SXM4-40GB"}
+    cores = {**typed, "devicecores": "30"}
+    container = {
+        "podnamespace": pod["metadata"]["namespace"],
+        "nodename": "solo",
+        "podname": "p",
+        "containeridx": "0",
+        "deviceuuid": "GPU-solo-0",
+        "zone": "vGPU",
+    }
+    expected = [
+        ("GPUDeviceMemoryLimit", typed, 40_000 * MIB),
+        ("GPUDeviceCoreLimit", typed, 100),
+        ("GPUDeviceSharedNum", typed, 1),
+        ("GPUDeviceCoreAllocated", typed, 30),
+        ("GPUDeviceMemoryAllocated", cores, 10_000 * MIB),
+        ("nodeGPUOverview", {**cores, "devicememorylimit": "40000"}, 10_000 * MIB),
+        ("nodeGPUMemoryPercentage", device, 0.25),
+        ("vGPUMemoryAllocated", container, 10_000 * MIB),
+        ("vGPUCoreAllocated", container, 30),
+    ]
+    for name, labels, value in expected:
+        assert metrics[name] == {tuple(sorted(labels.items())): value}, name
+    assert "hami_gpu_memory_limit_bytes" in metrics
+
+
+async def test_older_names_are_left_out_by_default(solo: ApiServer, configure: Configure) -> None:
+    async with running(configure()) as controller:
+        assert "GPUDeviceMemoryLimit" not in await controller.metrics()
+
+
+def test_every_gauge_with_an_older_name_exists_with_those_labels() -> None:
+    labels = {row.name: set(row.labels) for row in TABLE}
+
+    assert all(set(old.labels) <= labels[name] for name, old in OLD_NAMES.items())
