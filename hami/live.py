@@ -30,6 +30,9 @@ T = TypeVar("T")
 Told = Callable[[Settings, Settings], None]
 """Called with the settings before and after a change, on the event loop; must not fail."""
 
+_PROCESSES: Final = frozenset({"log", "kube", "controller", "node_agent"})
+"""Groups about this software; the others are each about one vendor's devices."""
+
 LIVE: Final = frozenset(
     {
         "log.level",
@@ -41,9 +44,12 @@ LIVE: Final = frozenset(
         "kube.urgent_burst",
         "kube.urgent_in_flight",
         "kube.request_timeout_seconds",
-        *(f"nvidia.{field.name}" for field in msgspec.structs.fields(Settings().nvidia)),
-        *(f"hygon.{field.name}" for field in msgspec.structs.fields(Settings().hygon)),
-        *(f"enflame.{field.name}" for field in msgspec.structs.fields(Settings().enflame)),
+        *(
+            f"{group.name}.{field.name}"
+            for group in msgspec.structs.fields(Settings)
+            if group.name not in _PROCESSES
+            for field in msgspec.structs.fields(group.type)
+        ),
         "controller.scheduler_name",
         "controller.overwrite_default_scheduler",
         "controller.mode",
@@ -57,6 +63,8 @@ LIVE: Final = frozenset(
         "controller.bind_timeout_seconds",
         "controller.allocate_timeout_seconds",
         "controller.max_attempts",
+        "controller.orphan_seconds",
+        "controller.nudges_per_second",
         "controller.handshake_seconds",
         "controller.handshake_timeout_seconds",
         "controller.max_body_bytes",

@@ -82,7 +82,7 @@ def _resource(name: str, setting: str) -> Flag:
 
 
 _LOGS: Final = "logs go to stderr, one format for all: see log.format"
-_OWN: Final = "0 leaves this setting as it is"
+_OWN: Final = "0 leaves this setting as it is; binds have a rate of their own"
 _CLASSIC: Final = ("name", "memory", "cores")
 _DRS: Final = "Enflame's slices (DRS) are not served yet"
 

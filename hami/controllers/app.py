@@ -60,7 +60,7 @@ from hami.kube.resources import NODES, PODS, RESOURCE_QUOTAS
 from hami.live import Live, Reloader, tell
 from hami.loading import Loaded
 from hami.logs import get_logger
-from hami.site import CurrentVendors, check, node_selector
+from hami.site import CurrentVendors, check, node_selector, vendor_table
 
 log = get_logger(__name__)
 
@@ -233,9 +233,12 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
             lack=cache.lack,
         )
     )
-    live.on_change.append(partial(following.tell_parts, client, twins))
-    live.on_change.append(partial(following.reread, nodes, node_handler.on_set))
-    live.on_change.append(partial(following.reread, quotas, quota_handler.on_set))
+    live.on_change += (
+        partial(following.tell_parts, client, twins, pending),
+        partial(following.reread, nodes, node_handler.on_set, following.meaning_of_nodes),
+        partial(following.reread, quotas, quota_handler.on_set, vendor_table),
+        partial(following.reread, pods, pending.on_set, following.meaning_of_pods),
+    )
     pair = pair_of(own)
 
     def is_synced() -> bool:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from hami import logs
 from hami.config import Settings
+from hami.controllers.pending import PendingPods
 from hami.controllers.twins import Twins
 from hami.core.device import DevicePolicy, NodePolicy
 from hami.core.request import Defaults
@@ -30,21 +31,35 @@ def defaults_of(now: Settings) -> Defaults:
     )
 
 
-def tell_parts(client: KubeClient, twins: Twins, before: Settings, now: Settings) -> None:
+def meaning_of_pods(now: Settings) -> object:
+    """While this is equal, a pod asks for the same, of the same scheduler."""
+    return vendor_table(now), defaults_of(now), now.controller.scheduler_name
+
+
+def meaning_of_nodes(now: Settings) -> object:
+    """While this is equal, a node has the same devices, and gets pods or does not."""
+    return vendor_table(now), now.controller.node_label_selector
+
+
+def tell_parts(
+    client: KubeClient, twins: Twins, pending: PendingPods, before: Settings, now: Settings
+) -> None:
     """Tell the parts that keep what they were given."""
     if now.log != before.log:
         logs.configure(now.log)
     client.adopt(now.kube)
     twins.patience_seconds = now.controller.allocate_timeout_seconds
+    pending.scheduler_name = now.controller.scheduler_name
 
 
 def reread(
-    informer: Informer[T], on_set: Callable[[T, T | None], None], before: Settings, now: Settings
+    informer: Informer[T],
+    on_set: Callable[[T, T | None], None],
+    meaning: Callable[[Settings], object],
+    before: Settings,
+    now: Settings,
 ) -> None:
-    """Look at every object again where the settings say what objects mean."""
-    selector = now.controller.node_label_selector
-    if vendor_table(now) != vendor_table(before) or (
-        selector != before.controller.node_label_selector
-    ):
+    """Look at every object again where it means another thing by the settings of now."""
+    if meaning(now) != meaning(before):
         for obj in informer.list():
-            on_set(obj, obj)
+            on_set(obj, None)

@@ -74,7 +74,7 @@ class Leftovers:
         self._counters = counters
         self._is_binding = is_binding
         self._clock = clock
-        self._keys = frozenset(record.cleared_annotations(vendors))
+        self._vendors = vendors
         self._since: dict[ObjectRef, float] = {}
 
     def on_set(self, pod: Pod, _: Pod | None) -> None:
@@ -182,8 +182,9 @@ class Leftovers:
             return False
         if codec.SCHEDULED_BY_KEY in pod.annotations:
             return True
-        name = self._settings.scheduler_name
-        return name in ("", pod.spec.scheduler_name) and not self._keys.isdisjoint(pod.annotations)
+        if self._settings.scheduler_name not in {"", pod.spec.scheduler_name}:
+            return False
+        return any(key in pod.annotations for key in record.cleared_annotations(self._vendors))
 
     def _is_foreign(self, pod: Pod, mandate: Mandate) -> bool:
         """Whether the pod has a record of another reign and is not bound."""

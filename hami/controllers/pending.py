@@ -175,7 +175,7 @@ class PendingPods:
         self._placer = placer
         self._vendors = vendors
         self._defaults = defaults
-        self._scheduler_name = scheduler_name
+        self.scheduler_name = scheduler_name
         self._recorder = recorder
         self._wall_clock = wall_clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -310,7 +310,7 @@ class PendingPods:
     def _waits(self, pod: Pod) -> bool:
         if pod.finished or pod.spec.node_name or pod.metadata.deletion_timestamp is not None:
             return False
-        return not self._scheduler_name or pod.spec.scheduler_name == self._scheduler_name
+        return not self.scheduler_name or pod.spec.scheduler_name == self.scheduler_name
 
     def _read(self, pod: Pod) -> Entry | None:
         """The pod as it is remembered; None if it asks for no devices."""

@@ -31,6 +31,7 @@ from tests.support.kube import until
 
 Configure = Callable[..., Settings]
 NODES = ["n0", "n1"]
+TOLD = "settings_without_effect"
 
 
 class Files:
@@ -226,6 +227,30 @@ async def test_a_new_log_level_holds_at_once(
         server.store.create(node_object("n2", gpus("n2")))
 
         await process.logged("node_devices_set")  # a line for debugging
+
+
+async def test_a_controller_runs_with_the_command_line_of_the_chart(
+    base: Settings, tmp_path: Path
+) -> None:
+    device_file = tmp_path / "device-config.yaml"
+    device_file.write_text("nvidia: {defaultCores: 10}\nmetax: {resourceCountName: a/b}\n")
+    arguments = [
+        "--http_bind=127.0.0.1:0",
+        "--scheduler-name=hami-scheduler",
+        "--metrics-bind-address=127.0.0.1:0",
+        "--node-scheduler-policy=spread",
+        "--gpu-scheduler-policy=binpack",
+        "--force-overwrite-default-scheduler=true",
+        f"--device-config-file={device_file}",
+        "--leader-elect=false",
+        "--debug",
+        "-v=4",
+    ]
+    async with command("controller", base, tmp_path, arguments=arguments) as process:
+        await process.logged("controller_synced")
+
+    told = [line["settings"] for line in process.lines if line["event"] == TOLD]
+    assert told == [["--debug"], ["-v"], [f"metax in {device_file}"]]
 
 
 # -- without a controller ------------------------------------------------------------------------

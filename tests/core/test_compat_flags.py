@@ -34,6 +34,7 @@ CHANGING: list[tuple[str, str, dict[str, Any]]] = [
     ("leader-elect", "true", {"controller.leader_elect": True}),
     ("leader-elect-resource-name", "lease", {"controller.scheduler_lease_name": "lease"}),
     ("leader-elect-resource-namespace", "ns", {"controller.scheduler_lease_namespace": "ns"}),
+    ("legacy-metrics", "true", {"controller.legacy_metrics": True}),
     ("dcu-name", "x.y/count", {"hygon.count_name": "x.y/count"}),
     ("dcu-memory", "x.y/memory", {"hygon.memory_name": "x.y/memory"}),
     ("dcu-cores", "x.y/cores", {"hygon.cores_name": "x.y/cores"}),
@@ -78,6 +79,7 @@ IDLE: dict[str, str] = {
     "log_file_max_size": "1800",
     "stderrthreshold": "2",
 }
+KUBE = Settings().kube
 REFUSED = ("enable-ascend", "enable-iluvatar")
 READS_A_FILE = "device-config-file"
 """Tested with the file's keys."""
@@ -135,9 +137,10 @@ def test_a_vendor_that_is_not_served_cannot_be_enabled(name: str) -> None:
         pytest.param(["-v4"], "log.level", "info", id="the_same_shorter"),
         pytest.param(["-v", "9"], "log.level", "debug", id="verbose"),
         pytest.param(["--v=5", "-v=1"], "log.level", "info", id="the_last_verbosity_counts"),
-        pytest.param(["--kube-qps=0"], "kube.qps", 50.0, id="no_rate"),
-        pytest.param(["--kube-burst", "0"], "kube.burst", 100, id="no_burst"),
-        pytest.param(["--kube-timeout=0"], "kube.request_timeout_seconds", 15.0, id="no_deadline"),
+        pytest.param(["--kube-qps=0"], "kube.qps", KUBE.qps, id="no_rate"),
+        pytest.param(["--kube-burst", "0"], "kube.burst", KUBE.burst, id="no_burst"),
+        pytest.param(["--kube-timeout=0"], "kube.request_timeout_seconds",
+                     KUBE.request_timeout_seconds, id="no_deadline"),
         pytest.param(["--kube-qps=1", "--kube-qps=2"], "kube.qps", 2.0, id="the_last_counts"),
         pytest.param(["--leader-elect"], "controller.leader_elect", True, id="a_switch_alone"),
         pytest.param(["--leader-elect=F"], "controller.leader_elect", False, id="a_short_false"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, settings
 from hypothesis import given as forall
 from hypothesis import strategies as st
 
 from hami.config import Settings, describe
 from hami.errors import ConfigError
-from hami.loading import load
+from hami.loading import MAX_FILE_BYTES, load
 
 
 @pytest.fixture
@@ -109,6 +110,16 @@ def test_a_wrong_variable_is_named(name: str, text: str, message: str) -> None:
         pytest.param("kube: {qsp: 1}", r"kube\.qsp: unknown setting; .* qps", id="an_unknown_key"),
         pytest.param("kube: {zzzzzz: 1}", r"kube\.zzzzzz: unknown setting$",
                      id="an_unknown_key_like_no_other"),
+        pytest.param("nvidia: {mig_profiles: [{models: [a], profile: [1g.5gb]}]}",
+                     r"nvidia\.mig_profiles\[0\]\.profile: unknown setting; .* profiles",
+                     id="an_unknown_key_in_a_list"),
+        pytest.param("nvidia: {mig_profiles: [{models: [a], profiles: [5gb]}]}",
+                     r"nvidia\.mig_profiles\[0\]\.profiles\[0\]: ", id="no_profile"),
+        pytest.param("controller: {device_policy: 'mutex,best'}",
+                     r"controller\.device_policy: expected words of .*, met 'best'",
+                     id="no_device_policy"),
+        pytest.param("controller: {node_label_selector: 'a in b'}",
+                     r"controller\.node_label_selector: .*'a in b'", id="no_selector"),
         pytest.param("1: {qps: 1}", "1: unknown setting", id="a_key_that_is_no_text"),
         pytest.param("kube: 5", "kube: expected a group, met int", id="a_value_for_a_group"),
         pytest.param("[1]", "expected a mapping, met list", id="a_list_of_settings"),
@@ -131,6 +142,13 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
         load(file=file)
 
 
+def test_a_file_that_is_larger_than_any_in_earnest_is_refused(file: Path) -> None:
+    file.write_text("#" * (MAX_FILE_BYTES + 1))
+
+    with pytest.raises(ConfigError, match="at most"):
+        load(file=file)
+
+
 def test_a_flag_below_a_value_is_refused(file: Path) -> None:
     file.write_text("kube: 5")
 
@@ -149,6 +167,30 @@ def test_an_unknown_flag_is_refused() -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_read_or_refused(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
+
+    try:
+        loaded = load(file=file)
+    except ConfigError:
+        return
+
+    assert isinstance(loaded, Settings)
+
+
+_leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_key = st.sampled_from(
+    sorted({part for row in describe() for part in row[0].split(".")} | {"models", "profiles"})
+) | st.text(max_size=8)
+_tree = st.recursive(
+    _leaf,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_key | st.integers(), inner),
+    max_leaves=12,
+)
+
+
+@forall(tree=_tree)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_tree_of_keys_is_read_or_refused(file: Path, tree: object) -> None:
+    file.write_text(yaml.safe_dump(tree))
 
     try:
         loaded = load(file=file)

@@ -154,12 +154,9 @@ def named_in(pattern: str, *folders: str, allowed: Container[str] = ()) -> list[
 
 
 def test_vendors_are_named_in_their_rows_and_settings_alone() -> None:
-    """Settings are the site's own, HAMi's, and the list of those that may change at run time.
-
-    NVIDIA's own agent and driver are its own.
-    """
+    """Settings are the site's own and HAMi's; NVIDIA's own agent and driver are its own."""
     compat = {str(path.relative_to(SOURCES)) for path in (SOURCES / "compat").glob("*.py")}
-    settings = {"config.py", "site.py", "live.py"} | compat
+    settings = {"config.py", "site.py"} | compat
 
     assert named_in("hygon|dcu|enflame|gcu", "", allowed=ROW_FILES | settings) == []
     assert named_in("nvidia", "core", "kube", "controllers", allowed=ROW_FILES) == []

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +52,18 @@ class Process:
 
 @asynccontextmanager
 async def command(
-    name: str, settings: Settings, directory: Path, *, environment: Mapping[str, str] | None = None
+    name: str,
+    settings: Settings,
+    directory: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[Process]:
     """``hami NAME`` with these settings, which log as JSON; killed at the end if it still runs."""
     file = directory / f"{name}.yaml"
     file.write_bytes(msgspec.yaml.encode(settings))
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "hami", name, "--config", str(file),
+        sys.executable, "-m", "hami", name, "--config", str(file), *arguments,
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stderr=asyncio.subprocess.PIPE,
