@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import anyio
 import pytest
+from prometheus_client import CollectorRegistry
 
 from hami.config import Settings
+from hami.controllers.exporter import NODES_SHOWN, Exporter
+from hami.core.cache import AllocationCache
 from hami.sandbox.apiserver import ApiServer
+from tests.support.builders import VENDORS, given, make_allocation, make_device
 from tests.support.controller import gpus, node_object, pod_object, running
 
 MIB = 2**20
@@ -81,3 +86,24 @@ async def test_controller_of_an_empty_cluster_can_be_scraped(
 
     async with running(configure()) as controller:
         assert "hami_gpu_shared_count" not in await controller.metrics()
+
+
+def test_devices_that_nodes_do_not_have_are_shown_for_so_many_nodes_and_summed_up() -> None:
+    cache, registry = AllocationCache(), CollectorRegistry()
+    exporter = Exporter(cache, vendors=VENDORS, silent_seconds={}, registry=registry)
+    cache.set_node("known", [make_device("GPU-0")])
+    cache.confirm(make_allocation([given("GPU-0"), given("GPU-1")], uid="k", node="known"))
+    for i in range(NODES_SHOWN + 4):
+        cache.confirm(make_allocation([given("a"), given("b")], uid=f"{i}", node=f"n{i:03}"))
+    anyio.run(exporter.refresh)
+
+    shown = {
+        sample.labels["node"]: sample.value
+        for family in registry.collect()
+        if family.name == "hami_unknown_devices"
+        for sample in family.samples
+    }
+
+    assert len(shown) == NODES_SHOWN + 1
+    assert shown["n000"] == 2
+    assert shown["(others)"] == 4 * 2 + 1

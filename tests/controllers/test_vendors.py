@@ -259,6 +259,39 @@ async def test_pods_of_vendors_with_a_lock_go_one_at_a_time(
         assert await controller.value("hami_node_locks_total", result="taken over") == 0
 
 
+async def test_forty_pods_with_a_lock_go_onto_one_node_without_a_failed_bind(
+    server: ApiServer, configure: Configure
+) -> None:
+    """An agent that answers at once sets the pace; nobody meets a lock, or a conflict."""
+    server.store.create(mixed_node(dcu=dcus(*(f"D{i}" for i in range(10)))))
+    pods = [server.store.create(asking(f"p{i}", {NUM: 1, MEM: 100, CORES: 1})) for i in range(40)]
+
+    async def agent() -> None:
+        while True:
+            for pod in server.store.list("pods"):
+                written = pod["metadata"].get("annotations") or {}
+                if pod["spec"].get("nodeName") and "," in written.get(HYGON.to_allocate_key, ""):
+                    serve(server, pod["metadata"]["name"])
+            await anyio.sleep(0.005)
+
+    async with (
+        running(configure(bind_timeout_seconds=60.0)) as controller,
+        anyio.create_task_group() as group,
+    ):
+        await settled(controller, 4)
+        binds = Binds(controller, group)
+        for pod in pods:
+            binds.start(pod)
+        group.start_soon(agent)
+        for pod in pods:
+            await binds.ended(pod["metadata"]["name"])
+
+        assert set(binds.answers.values()) == {""}
+        assert await controller.value("hami_node_locks_total", result="taken") == 40
+        assert await controller.value("hami_node_locks_total") == 40, "no other result"
+        group.cancel_scope.cancel()
+
+
 async def test_init_container_alone_needs_the_lock_as_well(
     server: ApiServer, configure: Configure
 ) -> None:
