@@ -120,6 +120,10 @@ class Exporter(Collector):
         registry.register(self)
 
     async def refresh(self) -> None:
+        """Copy everything as it is now; see ``copy``."""
+        self.copy()
+
+    def copy(self) -> None:
         """Copy everything as it is now."""
         self._copy = self._take()
 
@@ -213,12 +217,16 @@ def _shown(copy: _Copy) -> Iterable[Reservation]:
 
 def _unknown(copy: _Copy) -> list[tuple[tuple[str], float]]:
     """How many devices pods hold on each node that does not have them, the most first."""
-    there = {(name, device.uuid) for name, _, devices in copy.devices for device in devices}
-    held = {(r.allocation.node, uuid) for r in copy.reservations for uuid in r.charges}
-    counts = Counter(node for node, _ in held - there)
-    nodes = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    found = [((node,), float(count)) for node, count in nodes[:NODES_SHOWN]]
-    rest = sum(count for _, count in nodes[NODES_SHOWN:])
+    there = {name: {device.uuid for device in devices} for name, _, devices in copy.devices}
+    unknown: dict[str, set[str]] = {}
+    for r in copy.reservations:
+        known = there.get(r.allocation.node, set())
+        for uuid in r.charges:
+            if uuid not in known:
+                unknown.setdefault(r.allocation.node, set()).add(uuid)
+    nodes = sorted(unknown.items(), key=lambda item: (-len(item[1]), item[0]))
+    found = [((node,), float(len(uuids))) for node, uuids in nodes[:NODES_SHOWN]]
+    rest = sum(len(uuids) for _, uuids in nodes[NODES_SHOWN:])
     return [*found, ((OTHERS,), float(rest))] if rest else found
 
 
@@ -235,7 +243,9 @@ def _model_families(copy: _Copy) -> Iterator[GaugeMetricFamily]:
 
 
 def _mig_samples(copy: _Copy) -> list[tuple[Labels, float]]:
-    """Each MIG instance that a pod has, once."""
+    """Each MIG instance that a pod has on a known device, once."""
+    if not copy.columns.mig_mask.any():
+        return []
     found: dict[str, tuple[str, MigReservation, MigInstance]] = {}
     for reservation in _shown(copy):
         allocation = reservation.allocation
@@ -243,8 +253,6 @@ def _mig_samples(copy: _Copy) -> list[tuple[Labels, float]]:
             if part.share.instance is not None:
                 instance = part.share.instance
                 found[instance.uuid] = allocation.node, part, instance
-    if not found:
-        return []
     index = {(name, d.uuid): d.index for name, _, devices in copy.devices for d in devices}
     return [
         (
