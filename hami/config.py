@@ -203,7 +203,8 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """Lease of the schedulers, of which each controller has one on its own host: the controller
     beside the leading one decides. Empty: there is none beside it, the own Lease alone elects."""
     identity: str = ""
-    """What the scheduler beside this controller calls its host; empty is the host's name."""
+    """Name in the Lease (with a random suffix), and what the scheduler beside this controller calls
+    its host. Empty: the pod's name (``POD_NAME``) or the host's, and the host's."""
     orphan_seconds: Seconds = 10.0
     """After this long the record of an unbound pod that nobody is binding is taken off."""
     stop_seconds: Seconds = 25.0

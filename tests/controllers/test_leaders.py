@@ -29,7 +29,7 @@ from tests.support.leaders import (
     role,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]  # looks at Leases in the sandbox's store
 
 ON_THE_WAY_SECONDS = 12.0
 """How long a request of the paused leader stays on its way: longer than its Lease, and not so long
@@ -115,7 +115,6 @@ async def test_when_the_leader_is_killed_the_other_follows(
         assert answer["NodeNames"] == ["n1"], "what the other bound is known at once"
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize(
     ("verb", "resource"),
     [("create", "pods/binding"), ("patch", "pods")],

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 import pytest
 
-from hami.config import ControllerSettings
+from hami.config import ControllerSettings, Settings
 from hami.controllers import leadership
 from hami.controllers.leadership import Identity, Leadership, Mandate, leads_on
 from hami.errors import ConfigError, HamiError, NotLeaderError, UnavailableError
+from hami.kube.client import connect
+from hami.sandbox.apiserver import ApiServer
+from tests.support.kube import until
 
 
 @pytest.mark.parametrize(
@@ -137,3 +142,40 @@ def test_a_mandate_of_an_earlier_reign_is_refused_in_a_later_one() -> None:
     second.require()
     with pytest.raises(NotLeaderError):
         first.require()
+
+
+@pytest.mark.faults
+async def test_a_scheduler_that_renews_no_more_takes_the_leadership_along(
+    server: ApiServer, configure: Callable[..., Settings]
+) -> None:
+    meta = {"name": "hami-scheduler", "namespace": "default"}
+    body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta}
+    spec = {"holderIdentity": "x-1_a", "leaseDurationSeconds": 3}
+    server.store.create({**body, "spec": spec})
+    settings = configure(
+        leader_elect=True,
+        identity="x-1",
+        lease_namespace="default",
+        scheduler_lease_name="hami-scheduler",
+    )
+    reign = Reign()
+
+    async with connect(settings.kube) as client, anyio.create_task_group() as group:
+        leads = leadership.make(settings.controller, client, {})
+        await group.start(leads.run, reign.take_over, reign.resign)
+
+        async def begun_and_over() -> bool:
+            return bool(reign.resigned)
+
+        await until(begun_and_over)
+        assert not leads.is_leader
+        assert len(reign.mandates) == 1
+
+        async def given_back() -> bool:
+            found = server.store.get("leases", "hami-controller")
+            return not found["spec"]["holderIdentity"]
+
+        await until(given_back)
+        with pytest.raises(NotLeaderError, match="nobody is"):
+            leads.require()
+        group.cancel_scope.cancel()

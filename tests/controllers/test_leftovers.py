@@ -29,6 +29,8 @@ from tests.support import builders
 from tests.support.controller import pod_object
 from tests.support.kube import eventually, following, pod_informer, until, value_of
 
+pytestmark = pytest.mark.faults  # seeds pods in any state, which only the sandbox's store takes
+
 VENDORS = builders.VENDORS
 RECORD = {
     codec.NODE_KEY: "n0",
@@ -140,7 +142,6 @@ async def test_a_binding_of_an_earlier_reign_comes_too_late(scene: Scene) -> Non
         )
 
 
-@pytest.mark.faults
 async def test_a_binding_that_was_faster_is_waited_for(scene: Scene) -> None:
     pod = scene.create("p", "old/1")
     slow = scene.server.faults.add(Fault(verb="patch", resource="pods", times=1, delay_seconds=0.5))
@@ -172,7 +173,6 @@ async def test_a_reign_that_is_over_fences_nothing(scene: Scene) -> None:
     assert scene.recorded() == ["p"]
 
 
-@pytest.mark.faults
 async def test_a_fence_with_a_hole_is_an_error(scene: Scene) -> None:
     for number in range(3):
         scene.create(f"p{number}", "old/1")
