@@ -160,7 +160,9 @@ def _running_status() -> dict[str, Any]:
 
 def _managed_fields(manager: str, fields: int) -> list[dict[str, Any]]:
     """What every object carries and nobody reads."""
-    inner = {f'k:{{"type":"Condition{i}"}}': {".": {}, "f:status": {}} for i in range(fields)}
+    inner: dict[str, Any] = {
+        f'k:{{"type":"Condition{i}"}}': {".": {}, "f:status": {}} for i in range(fields)
+    }
     return [
         {
             "manager": manager,
