@@ -32,7 +32,7 @@ from hami.controllers.twins import Twins, keys_of_request, needs_lock
 from hami.controllers.wire import BindArgs
 from hami.core import record
 from hami.core.allocation import Allocation
-from hami.core.cache import AllocationCache
+from hami.core.cache import AllocationCache, State
 from hami.core.device import PodRequest
 from hami.core.objects import Pod
 from hami.core.placement import Placer
@@ -200,7 +200,7 @@ class Binder:
             with anyio.fail_after(seconds):
                 if not task.request.empty:
                     _refuse_settled(pod)
-                    self._reserve(task, pod)  # what cannot be had is told at once, the rest kept
+                    self._keep(task, pod)  # what cannot be had is told at once
                     await self._take_turn(task)
                     if needs_lock(task.request, self._vendors):
                         waits_for = "the lock of the node"
@@ -268,6 +268,26 @@ class Binder:
         if self._cache.get(task.args.uid) is not None:  # else the watch saw the pod go already
             self._cache.confirm(allocation)
 
+    def _keep(self, task: _Task, pod: Pod) -> None:
+        """Reserve until the pod's turn: what filter holds for it there, or a choice of now."""
+        args = task.args
+        held, generation = self._cache.get(args.uid), self._cache.table.generation(args.node)
+        if (
+            generation == 0
+            or held is None
+            or held.state is not State.HELD
+            or held.allocation.node != args.node
+        ):
+            self._reserve(task, pod)
+            return
+        task.mandate.require()
+        self._cache.reserve(
+            held.allocation, generation=generation, expires_at=self._reservation_ends()
+        )
+
+    def _reservation_ends(self) -> float:
+        return self._clock() + self._settings.bind_timeout_seconds * RESERVATION_TIMES
+
     def _reserve(self, task: _Task, pod: Pod) -> Allocation:
         """Decide on the devices and keep them; in one go, so nothing can come between."""
         args = task.args
@@ -285,9 +305,8 @@ class Binder:
             containers=choice.containers,
             roles=roles_of(pod),
         )
-        lasts = self._settings.bind_timeout_seconds * RESERVATION_TIMES
         self._cache.reserve(
-            allocation, generation=choice.generation, expires_at=self._clock() + lasts
+            allocation, generation=choice.generation, expires_at=self._reservation_ends()
         )
         return allocation
 

@@ -72,6 +72,8 @@ class _Flight:
     keys: frozenset[Key]
     started_at: float | None = None
     """None while it waits for its turn."""
+    news: anyio.Event | None = None
+    """Set when it may be its turn; there while it waits."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +101,6 @@ class Twins:
         self._clock = clock
         self._nodes: dict[str, _Lane] = {}
         self._flights: dict[str, _Flight] = {}
-        self._left: dict[str, anyio.Event] = {}
 
     async def enter(self, uid: str, *, node: str, keys: frozenset[Key]) -> None:
         """Return when it is the pod's turn on the node; ``leave`` ends it, also while it waits.
@@ -110,13 +111,13 @@ class Twins:
         flight = self._add(uid, node, keys)
         try:
             while self._flights.get(uid) is flight and (ahead := self._ahead(flight)):
-                event = self._left.setdefault(node, anyio.Event())
+                flight.news = anyio.Event()
                 with anyio.move_on_after(self._patience_with(ahead)):
-                    await event.wait()
+                    await flight.news.wait()
         except BaseException:
             self.leave(uid)
             raise
-        flight.started_at = self._clock()
+        flight.started_at, flight.news = self._clock(), None
 
     def saw_allocating(self, uid: str, *, node: str, keys: frozenset[Key]) -> None:
         """The watch shows the pod bound, its devices not yet handed out. Idempotent."""
@@ -136,9 +137,9 @@ class Twins:
         elif flight.started_at is not None:
             took = self._clock() - flight.started_at
             lane.seconds += _SMOOTHING * (took - lane.seconds) if lane.seconds else took
-        event = self._left.pop(flight.node, None)
-        if event is not None:
-            event.set()
+        if flight.news is not None:
+            flight.news.set()
+        self._wake(lane)
 
     def busy(self, keys: frozenset[Key], *, seconds: float) -> frozenset[str]:
         """The nodes on which one more such pod would wait longer."""
@@ -167,6 +168,15 @@ class Twins:
         self._flights[uid] = flight
         self._nodes.setdefault(node, _Lane()).flights[uid] = flight
         return flight
+
+    def _wake(self, lane: _Lane) -> None:
+        """Wake those whose turn it is now, and nobody else: a burst may be hundreds long."""
+        counting = [flight for flight in lane.flights.values() if self._left_of(flight) > 0]
+        taken = {key for flight in counting if flight.news is None for key in flight.keys}
+        for flight in counting:
+            if flight.news is not None and not flight.keys & taken:
+                flight.news.set()
+            taken |= flight.keys
 
     def _ahead(self, flight: _Flight) -> list[_Flight]:
         """The twins that came first, or were seen bound by somebody else, and still count."""

@@ -25,6 +25,7 @@ from hami.core.allocation import Charge
 from hami.core.device import DeviceUuid, PodRequest
 from hami.core.table import DeviceTable
 from hami.core.victims import Budget, Victim
+from tests.bench import harness
 from tests.support.builders import asking, make_demand, make_devices, make_pod_request
 
 ROUNDS = 7
@@ -107,8 +108,9 @@ ASKS = {
 }
 
 
-def measure(what: str, nodes: int, pods: int) -> None:
-    """One line for each request."""
+def measure(what: str, nodes: int, pods: int) -> list[dict[str, Any]]:
+    """One row for each request."""
+    rows = []
     table, victims = cluster(nodes, pods, **CASES[what])
     victims = {name: own for name, own in victims.items() if own}
     gc.collect()
@@ -117,18 +119,29 @@ def measure(what: str, nodes: int, pods: int) -> None:
         taken, busy, plan = milliseconds(table, request, victims)
         loop = one_by_one(table, request, victims)
         found = 0 if plan is None else len(plan.victims)
-        print(f"{what:<22} {asked:<8} {taken:>7.1f} {busy:>8.1f} {loop:>8.0f} {found:>8}")
+        rows.append(
+            {
+                "": what,
+                "asked": asked,
+                "ms": round(taken, 1),
+                "busy ms": round(busy, 1),
+                "loop ms": round(loop),
+                "victims": found,
+            }
+        )
+    return rows
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--pods", type=int, default=30_000)
+    harness.add_json(parser)
     options = parser.parse_args(arguments)
     print(f"{options.nodes} nodes, {options.pods} pods")
-    print(f"{'':<22} {'asked':<8} {'ms':>7} {'busy ms':>8} {'loop ms':>8} {'victims':>8}")
-    for what in CASES:
-        measure(what, options.nodes, options.pods)
+    rows = [row for what in CASES for row in measure(what, options.nodes, options.pods)]
+    harness.print_rows(rows)
+    harness.write_json(options.json, rows)
 
 
 if __name__ == "__main__":

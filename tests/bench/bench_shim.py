@@ -1,6 +1,6 @@
 """What the shim costs: nanoseconds a driver call, with and without it.
 
-    python -m tests.bench.bench_shim [--json] [--rounds N]
+    python -m tests.bench.bench_shim [--rounds N] [--json FILE]
 
 Two processes, one with the shim, take turns round by round, so that whatever else the machine does
 falls on both. Shown are medians. The stub driver's calls cost next to nothing: its difference is
@@ -10,7 +10,6 @@ the shim's own cost. The simulated driver's calls cost what a real system's chea
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import IO, Any
 import native
 from hami.nodeagent import region
 from hami.sandbox.gpu import catalogue, node
+from tests.bench import harness
 from tests.support.gpu import SHIM
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -137,13 +137,11 @@ def as_row(figure: Figure) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=11)
+    harness.add_json(parser)
     options = parser.parse_args()
     figures = run(options.rounds)
-    if options.json:
-        print(json.dumps([as_row(figure) for figure in figures]))
-        return 0
+    harness.write_json(options.json, [as_row(figure) for figure in figures])
     print(
         f"{'driver':10} {'call':8} {'live':>9} {'plain ns':>9} {'shim ns':>9} {'added':>7} {'x':>6}"
     )

@@ -1,13 +1,11 @@
 """From a pod's creation to its container running, through the whole sandbox.
 
-Usage: python tests/bench/bench_start.py [--json] [--single 20] [--burst 200]
+Usage: python -m tests.bench.bench_start [--single 20] [--burst 200] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Sequence
 
 import anyio
@@ -15,6 +13,7 @@ import anyio
 from hami import logs
 from hami.config import LogSettings
 from hami.sandbox.cluster import Sandbox
+from tests.bench import harness
 from tests.support.sandbox import gpu, inside, make_pod
 
 NODES, GPUS = 4, 8
@@ -22,11 +21,11 @@ NODES, GPUS = 4, 8
 
 async def main(single: int, burst: int) -> dict[str, dict[str, float]]:
     async with inside(nodes=NODES, gpus=GPUS, model="A100-80GB") as (sandbox, _):
-        one_at_a_time = [(await start(sandbox, [f"single-{i}"]))[0] * 1000 for i in range(single)]
-        together = [s * 1000 for s in await start(sandbox, [f"burst-{i}" for i in range(burst)])]
+        one_at_a_time = [(await start(sandbox, [f"single-{i}"]))[0] for i in range(single)]
+        together = await start(sandbox, [f"burst-{i}" for i in range(burst)])
         return {
-            f"one at a time ({single})": summary(one_at_a_time),
-            f"burst of {burst}": summary(together),
+            "one at a time": harness.summary(one_at_a_time),
+            f"{burst} at once": harness.summary(together),
         }
 
 
@@ -53,25 +52,13 @@ async def start(sandbox: Sandbox, names: Sequence[str]) -> list[float]:
     return [took[name] for name in names]
 
 
-def summary(milliseconds: list[float]) -> dict[str, float]:
-    ordered = sorted(milliseconds)
-    return {
-        "p50_ms": round(statistics.median(ordered), 1),
-        "p99_ms": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 1),
-        "max_ms": round(ordered[-1], 1),
-    }
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--single", type=int, default=20)
     parser.add_argument("--burst", type=int, default=200)
+    harness.add_json(parser)
     options = parser.parse_args()
     logs.configure(LogSettings(level="error"))
     figures = anyio.run(main, options.single, options.burst)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for title, row in figures.items():
-            print(title, *(f"{key} {value}" for key, value in row.items()))
+    harness.print_rows({"": title, **row} for title, row in figures.items())
+    harness.write_json(options.json, figures)

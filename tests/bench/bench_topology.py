@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from hami.core import topology
+from tests.bench import harness
 
 ROUNDS = 20
 
@@ -43,10 +45,9 @@ def enumerate_sets(scores: list[list[float]], count: int) -> tuple[int, ...]:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--candidates", type=int, nargs="+", default=[8, 16])
+    harness.add_json(parser)
     options = parser.parse_args(arguments)
-    print(
-        f"{'candidates':>10} {'count':>6} {'first ms':>9} {'later ms':>9} {'plain ms':>9} {'x':>7}"
-    )
+    found: list[dict[str, Any]] = []
     for size in options.candidates:
         scores = np.random.default_rng(size).integers(0, 1900, (size, size)).astype(np.float64)
         rows = scores.tolist()
@@ -55,15 +56,23 @@ def main(arguments: list[str]) -> None:
             first = milliseconds(lambda: topology.choose_set(scores, range(size), count), 1)  # noqa: B023
             later = milliseconds(lambda: topology.choose_set(scores, range(size), count))  # noqa: B023
             plain = milliseconds(lambda: enumerate_sets(rows, count), 1)  # noqa: B023
-            print(
-                f"{size:>10} {count:>6} {first:>9.3f} {later:>9.3f} {plain:>9.2f} "
-                f"{plain / later:>7.0f}"
+            found.append(
+                {
+                    "candidates": size,
+                    "count": count,
+                    "first ms": round(first, 3),
+                    "later ms": round(later, 3),
+                    "plain ms": round(plain, 2),
+                    "x": round(plain / later),
+                }
             )
     for size in (32, 64, 128):
         scores = np.random.default_rng(size).integers(0, 1900, (size, size)).astype(np.float64)
         count = size // 4
         later = milliseconds(lambda: topology.choose_set(scores, range(size), count))  # noqa: B023
-        print(f"{size:>10} {count:>6} {'':>9} {later:>9.3f}   grown and exchanged")
+        found.append({"candidates": size, "count": count, "later ms": round(later, 3)})
+    harness.print_rows(found)
+    harness.write_json(options.json, found)
 
 
 if __name__ == "__main__":

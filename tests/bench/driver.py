@@ -14,6 +14,7 @@ from tests.bench.harness import Controller, Http, Questions, bind_body
 
 RETRY_SECONDS = 1.0
 ATTEMPTS = 30
+NO_NODE = "no node fits"
 
 
 class _Filtered(msgspec.Struct, rename="pascal"):
@@ -65,7 +66,7 @@ class Driver:
         filtered = _FILTERED.decode(answer)
         self.times.filter.append(filtered_at - started)
         if filtered.error or not filtered.node_names:
-            self.times.errors.append(filtered.error or "no node fits")
+            self.times.errors.append(filtered.error or NO_NODE)
             return ""
         if len(filtered.node_names) == 1:
             self.times.decide.append(filtered_at - started)

@@ -31,7 +31,7 @@ from hami.kube.resources import resource_of
 from hami.sandbox.apiserver.patching import apply_json_patch, apply_merge_patch
 from tests.bench import crowd
 
-LOG_LENGTH: Final = 400_000
+LOG_LENGTH: Final = 20_000
 BOOKMARK_SECONDS: Final = 20.0
 TICK_SECONDS: Final = 0.02
 _KINDS: Final = {"nodes": "Node", "pods": "Pod"}

@@ -276,3 +276,44 @@ async def test_nodes_where_one_more_would_wait_long_are_busy() -> None:
     assert twins.busy(ONE, seconds=7) == {"n0"}
     assert twins.busy(ONE, seconds=8) == frozenset()
     assert twins.busy(TWO, seconds=0) == frozenset()
+
+
+async def test_only_those_whose_turn_it_is_are_woken() -> None:
+    """A burst of hundreds must not cost a look at each for each."""
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    twins = Twins(patience_seconds=60, clock=clock)
+    async with anyio.create_task_group() as group:
+        arrivals = Arrivals(twins, group)
+        uids = [f"p{i}" for i in range(60)]
+        for uid in uids:
+            await arrivals.enter(uid)
+        woken = []
+        for uid in uids[:-1]:
+            looks = 0
+            twins.leave(uid)
+            await settle()
+            woken.append(looks)
+    assert arrivals.order == uids
+    assert max(woken) < 5 * len(uids), "each of them looked at all the others"
+
+
+async def test_pod_that_is_seen_bound_while_it_waits_ends_its_wait_in_its_turn() -> None:
+    twins = Twins(patience_seconds=60)
+    async with anyio.create_task_group() as group:
+        arrivals = Arrivals(twins, group)
+        for uid in ("a", "b", "c"):
+            await arrivals.enter(uid)
+        twins.saw_allocating("b", node="n", keys=ONE)
+
+        twins.leave("a")
+        await settle()
+        assert arrivals.order == ["a", "b"]
+
+        twins.leave("b")
+    assert arrivals.order == ["a", "b", "c"]

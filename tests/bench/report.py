@@ -1,0 +1,248 @@
+"""From measurements to ``docs/performance.md``: the tables between its marks, and its picture.
+
+``python -m tests.bench.report docs``, as ``scripts/performance-tables`` does. Prose is written by
+hand; a table is whatever stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``. What was
+not measured keeps its table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench import plot
+
+Figures = Any
+PICTURE: Final = "filter-latency.svg"
+_BLOCK: Final = re.compile(r"(<!-- measured: ([-a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main(docs: Path) -> None:
+    """Write both files anew."""
+    measured = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted((docs / "measurements").glob("*.json"))
+    }
+    page = docs / "performance.md"
+    page.write_text(fill(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    if "extender" in measured:
+        picture = picture_of(measured["extender"]["figures"])
+        (docs / "images" / PICTURE).write_text(picture, encoding="utf-8")
+
+
+def fill(text: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page with the tables of what was measured."""
+
+    def block(match: re.Match[str]) -> str:
+        source, make = TABLES[match[2]]
+        if source not in measured:
+            return match[0]
+        table = make(measured[source])
+        return f"{match[1]}\n{table}\n{match[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def _machine(measured: Figures) -> str:
+    facts = measured["machine"]
+    return table(
+        ("processor", "cores", "memory", "Python", "Linux"),
+        [
+            (
+                facts["processor"],
+                facts["cores"],
+                f"{facts['memory_gib']} GiB",
+                facts["python"],
+                facts["kernel"],
+            )
+        ],
+    )
+
+
+def _latency(measured: Figures) -> str:
+    rows = [
+        (
+            row["nodes"],
+            _both(row["known"]["filter"]),
+            _both(row["new"]["filter"]),
+            _both(row["unfit"]),
+            _both(row["known"].get("prioritize")),
+            _both(row["bind"]),
+        )
+        for row in _rows(measured["figures"], asked="all")
+    ]
+    return table(("nodes", "known", "new", "unfit", "prioritize", "bind"), rows)
+
+
+def _through(measured: Figures) -> str:
+    rows = [
+        (
+            row["nodes"],
+            row["mode"],
+            row["policy"],
+            row["asked"],
+            row["through"]["pods_per_second"],
+            _both(row["through"]["decide"]),
+            _both(row["through"]["bind"]),
+            row["through"]["cpu_ms_per_pod"],
+            row["through"]["refused"],
+        )
+        for row in measured["figures"]
+        if "through" in row
+    ]
+    head = ("nodes", "mode", "policy", "asked about", "pods/s", "decide", "bind", "CPU ms/pod")
+    return table((*head, "refused"), rows)
+
+
+def _storm(measured: Figures) -> str:
+    figures = measured["figures"]
+    verbs = ("filter", "decide", "bind")
+    rows = [
+        (name, *(_both(figures[name][verb]) for verb in verbs), figures[name]["cores"])
+        for name in ("quiet", "storm")
+    ]
+    ratio = ("p99, storm over quiet", *(figures[f"{verb}_p99_ratio"] for verb in verbs), "")
+    return table(("", "filter", "filter and prioritize", "bind", "cores"), [*rows, ratio])
+
+
+def _memory(measured: Figures) -> str:
+    fitted = measured["figures"]["fit"]
+    return table(
+        ("an empty cluster", "each 1000 nodes", "each 10 000 pods"),
+        [tuple(f"{fitted[key]} MiB" for key in fitted)],
+    )
+
+
+def _cold_start(measured: Figures) -> str:
+    rows = [
+        (
+            row["nodes"],
+            row["pods"],
+            f"{row['ready_seconds']} s",
+            f"{row['sync_seconds']} s",
+            f"{row['list_seconds']} s",
+            f"{row['resident_mib']} MiB",
+        )
+        for row in measured["figures"]
+    ]
+    head = ("nodes", "pods", "from start to `/readyz`", "of it sync", "lists alone", "resident")
+    return table(head, rows)
+
+
+def _one_node(measured: Figures) -> str:
+    row = measured["figures"]["one node"]
+    running = row["running"]
+    return table(
+        ("pods", "running, p50", "running, p99", "all, worst of the rounds", "late"),
+        [
+            (
+                row["pods"],
+                f"{running['p50_ms'] / 1000:.2f} s",
+                f"{running['p99_ms'] / 1000:.2f} s",
+                f"{row['all_seconds']} s",
+                row["late"],
+            )
+        ],
+    )
+
+
+def _identical(measured: Figures) -> str:
+    rows = [
+        (
+            row["mode"],
+            row["pods"],
+            f"{row['seconds']} s",
+            row["pods_per_second"],
+            f"{row['failed']} ({row['failed_percent']} %)",
+            row["late"],
+            row["nodes_used"],
+        )
+        for row in measured["figures"]["binpack"]
+    ]
+    head = ("mode", "pods", "until all are bound", "pods/s", "failed binds", "late", "nodes used")
+    return table(head, rows)
+
+
+def _start(measured: Figures) -> str:
+    rows = [
+        (name, f"{row['p50_ms'] / 1000:.2f} s", f"{row['p99_ms'] / 1000:.2f} s")
+        for name, row in measured["figures"].items()
+    ]
+    return table(("", "p50", "p99"), rows)
+
+
+def _preemption(measured: Figures) -> str:
+    columns = ("", "asked", "busy ms", "loop ms", "victims")
+    head = ("", "asks for", "search", "loop", "victims")
+    return table(head, [[row[name] for name in columns] for row in measured["figures"]])
+
+
+def _topology(measured: Figures) -> str:
+    rows = [
+        (
+            row["count"],
+            row["candidates"],
+            row["later ms"],
+            row.get("plain ms", "-"),
+            row.get("x", "-"),
+        )
+        for row in measured["figures"]
+        if row["candidates"] > 16 or (row["candidates"] == 16 and row["count"] % 4 == 0)
+    ]
+    return table(("devices asked", "of", "ms", "every set in turn, ms", "times faster"), rows)
+
+
+TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
+    "machine": ("extender", _machine),
+    "latency": ("extender", _latency),
+    "through": ("extender", _through),
+    "storm": ("storm", _storm),
+    "memory": ("memory", _memory),
+    "cold-start": ("cold_start", _cold_start),
+    "one-node": ("burst", _one_node),
+    "identical": ("burst", _identical),
+    "start": ("start", _start),
+    "preemption": ("preemption", _preemption),
+    "topology": ("topology", _topology),
+}
+
+
+def picture_of(figures: Figures) -> str:
+    """How filter's time grows with the cluster."""
+    rows = _rows(figures, asked="all")
+    lines = {
+        "known, p50": [(row["nodes"], row["known"]["filter"]["p50_ms"]) for row in rows],
+        "known, p99": [(row["nodes"], row["known"]["filter"]["p99_ms"]) for row in rows],
+        "new, p50": [(row["nodes"], row["new"]["filter"]["p50_ms"]) for row in rows],
+        "new, p99": [(row["nodes"], row["new"]["filter"]["p99_ms"]) for row in rows],
+    }
+    return plot.chart(
+        lines, title="Filter over HTTP, asked about every node", x="nodes", y="milliseconds"
+    )
+
+
+def _rows(figures: Figures, *, asked: str) -> list[Any]:
+    """One row of each size of cluster."""
+    found: dict[int, Any] = {}
+    for row in figures:
+        if row["asked"] == asked:
+            found.setdefault(row["nodes"], row)
+    return [found[nodes] for nodes in sorted(found)]
+
+
+def _both(figures: Mapping[str, float] | None) -> str:
+    return f"{figures['p50_ms']:.1f} / {figures['p99_ms']:.1f}" if figures else "-"
+
+
+def table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with an empty line after it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
