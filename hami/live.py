@@ -57,6 +57,7 @@ LIVE: Final = frozenset(
         "controller.bind_timeout_seconds",
         "controller.allocate_timeout_seconds",
         "controller.max_attempts",
+        "controller.nudges_per_second",
         "controller.handshake_seconds",
         "controller.handshake_timeout_seconds",
         "controller.max_body_bytes",
