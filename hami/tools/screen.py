@@ -120,7 +120,7 @@ def _placed(console: Console, answer: WhatIf) -> None:
     if rest:
         nodes = Counter(replica.node for replica in rest).most_common(5)
         told = ", ".join(f"{count} on {escape(node)}" for node, count in nodes)
-        console.print(f"and {counted(len(rest), 'more')}: {told}", soft_wrap=True)
+        console.print(f"and {len(rest)} more copies: {told}", soft_wrap=True)
 
 
 def _devices(devices: Sequence[Given]) -> object:
