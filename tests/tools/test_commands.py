@@ -20,6 +20,7 @@ from hami.controllers.answers import (
     Explanations,
     Given,
     Lack,
+    Move,
     Near,
     Problem,
     Reason,
@@ -197,6 +198,9 @@ def test_json_is_the_servers(run: Run, answers: Answers, arguments: list[str]) -
     assert msgspec.json.decode(out, type=Explanation) == WAITS
 
 
+MOVE = Move(node="node-3", pods=("a/x", "b/y"))
+
+
 def replica(number: int, node: str = "node-1") -> Replica:
     given = Given(container="main", uuid=f"GPU-{number}", vendor="NVIDIA", memory=3000, cores=0)
     return Replica(node=node, devices=(given,))
@@ -226,19 +230,23 @@ def replica(number: int, node: str = "node-1") -> Replica:
                 pod="a/p",
                 asked=2,
                 placed=(replica(0),),
-                refusal=Refusal(message="none", reasons=WAITS.reasons, nearest=(NEAR,)),
+                refusal=Refusal(message="none", reasons=WAITS.reasons, nearest=(NEAR,), move=MOVE),
                 notes=("a note",),
             ),
             [
                 "a/p: 1 of 2 would fit; the next one nowhere: 3000 x CardInsufficientMemory",
                 "lacks 1200 MiB; would fit if pod team-a/x ended",
+                "least to move for one more, on node-3: a/x, b/y",
                 "a note",
             ],
             id="not all",
         ),
         pytest.param(
             WhatIf(pod="a/p", asked=2, placed=(), refusal=Refusal(message="there are no nodes")),
-            ["0 of 2 would fit; the next one nowhere: there are no nodes"],
+            [
+                "0 of 2 would fit; the next one nowhere: there are no nodes",
+                "no pod that ended would make room",
+            ],
             id="none",
         ),
     ],
