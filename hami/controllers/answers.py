@@ -99,12 +99,21 @@ class Replica(_Answer, frozen=True, kw_only=True):
     devices: tuple[Given, ...]
 
 
+class Move(_Answer, frozen=True, kw_only=True):
+    """The least that would have to end or go elsewhere for one more copy: on which node, who."""
+
+    node: str
+    pods: tuple[str, ...]
+
+
 class Refusal(_Answer, frozen=True, kw_only=True):
     """Why the next copy fits nowhere."""
 
     message: str
     reasons: tuple[Reason, ...] = ()
     nearest: tuple[Near, ...] = ()
+    move: Move | None = None
+    """Whatever their priorities; None where nothing that moves would help."""
 
 
 class WhatIf(_Answer, frozen=True, kw_only=True):

@@ -170,20 +170,10 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         placer,
         vendors=vendors,
         defaults=defaults,
-        scheduler_name=own.scheduler_name,
+        settings=own,
         recorder=recorder,
     )
     pods.add_handler(pending.on_set, pending.on_delete)
-    nudger = Nudger(
-        client,
-        cache,
-        placer,
-        pending,
-        settings=own,
-        counters=counters,
-        require_leadership=leads.require,
-    )
-    cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
     binder = Binder(
         writer,
         pods,
@@ -213,6 +203,19 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     LeadershipExporter(leads, registry)
     gangs = Gangs(cache, placer, read=lambda pod: read_request(pod, vendors, defaults))
     pods.add_handler(gangs.on_set, gangs.on_delete)
+    nudger = Nudger(
+        client,
+        cache,
+        placer,
+        pending,
+        gangs,
+        pods,
+        settings=own,
+        counters=counters,
+        require_leadership=leads.require,
+    )
+    cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
+    gangs.on_held = nudger.place_for
     extender = Extender(
         cache,
         placer,
@@ -234,7 +237,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         )
     )
     live.on_change += (
-        partial(following.tell_parts, client, twins, pending),
+        partial(following.tell_parts, client, twins),
         partial(following.reread, nodes, node_handler.on_set, following.meaning_of_nodes),
         partial(following.reread, quotas, quota_handler.on_set, vendor_table),
         partial(following.reread, pods, pending.on_set, following.meaning_of_pods),

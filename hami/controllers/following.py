@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from hami import logs
 from hami.config import Settings
-from hami.controllers.pending import PendingPods
 from hami.controllers.twins import Twins
 from hami.core.device import DevicePolicy, NodePolicy
 from hami.core.request import Defaults
@@ -41,15 +40,12 @@ def meaning_of_nodes(now: Settings) -> object:
     return vendor_table(now), now.controller.node_label_selector
 
 
-def tell_parts(
-    client: KubeClient, twins: Twins, pending: PendingPods, before: Settings, now: Settings
-) -> None:
+def tell_parts(client: KubeClient, twins: Twins, before: Settings, now: Settings) -> None:
     """Tell the parts that keep what they were given."""
     if now.log != before.log:
         logs.configure(now.log)
     client.adopt(now.kube)
     twins.patience_seconds = now.controller.allocate_timeout_seconds
-    pending.scheduler_name = now.controller.scheduler_name
 
 
 def reread(

@@ -36,13 +36,14 @@ class Gangs:
         *,
         read: Callable[[Pod], PodRequest],
     ) -> None:
-        """Knows no pod yet.
+        """Knows no pod yet; whoever wants to know for whom devices are held sets ``on_held``.
 
         Args:
             cache: Where devices are held.
             placer: Over the same cache's table.
             read: What a pod asks for; raises CodecError.
         """
+        self.on_held: Callable[[str], None] = lambda _uid: None
         self._cache = cache
         self._placer = placer
         self._read = read
@@ -107,6 +108,8 @@ class Gangs:
                 found += sum(copies(self._placer.table, request, nodes, limit=unseen).values())
         lacking = len(wanting) + unborn - found
         if lacking <= 0:
+            for member, _ in wanting[:HELD_AT_ONCE]:
+                self.on_held(member.metadata.uid)
             return None
         self._give_back(members.values())
         return (

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import anyio
@@ -23,17 +24,21 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.gangs import Gangs
 from hami.controllers.pending import Entry, PendingPods
 from hami.controllers.waiting import GroupKey, GroupWalk
 from hami.core import codec
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache
 from hami.core.device import PodRequest
+from hami.core.gang import GangName, gang_of
+from hami.core.objects import Pod
 from hami.core.placement import Choice, Placer
 from hami.core.quota import Room
 from hami.errors import ConflictError, HamiError, NotFoundError
 from hami.kube import patching
 from hami.kube.client import KubeClient
+from hami.kube.informer import Informer
 from hami.kube.throttle import TokenBucket
 from hami.logs import get_logger
 
@@ -60,6 +65,16 @@ REST: Final = 1.0
 SHORT_SECONDS: Final = 0.0002
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look knows while it goes through a group."""
+
+    walk: GroupWalk
+    lacking: set[GangName]
+    """Gangs that were found not to fit."""
+    tasks: TaskGroup
+
+
 class Nudger:
     """Watches for room, and calls the pods that fit into it."""
 
@@ -69,6 +84,8 @@ class Nudger:
         cache: AllocationCache,
         placer: Placer,
         pending: PendingPods,
+        gangs: Gangs,
+        pods: Informer[Pod],
         *,
         settings: ControllerSettings,
         counters: ControllerCounters,
@@ -83,6 +100,8 @@ class Nudger:
             cache: Where places are held.
             placer: Over the same cache's table.
             pending: Who waits.
+            gangs: Pods that are of use only together are called together.
+            pods: As the watch shows them.
             settings: The rate of calls, and how long a hold lasts.
             counters: Of calls.
             require_leadership: Raises unless this process may act.
@@ -93,6 +112,8 @@ class Nudger:
         self._cache = cache
         self._placer = placer
         self._pending = pending
+        self._gangs = gangs
+        self._pods = pods
         self._settings = settings
         self._counters = counters
         self._require_leadership = require_leadership
@@ -100,6 +121,8 @@ class Nudger:
         self._wall_clock = wall_clock
         self._freer: dict[str, None] = {}
         self._roomier: dict[str, None] = {}
+        self._placed: dict[str, None] = {}
+        self._trying = False
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(IN_FLIGHT)
         self._rate = 0.0
@@ -108,14 +131,20 @@ class Nudger:
 
     def room_on(self, node: str) -> None:
         """The node became freer, or offers something new. Costs nothing where nobody waits."""
-        if len(self._pending.line):
+        if len(self._pending.line) and not self._trying:
             self._freer[node] = None
             self._wake.set()
 
     def room_in(self, namespace: str) -> None:
         """The namespace's quota became roomier."""
-        if len(self._pending.line):
+        if len(self._pending.line) and not self._trying:
             self._roomier[namespace] = None
+            self._wake.set()
+
+    def place_for(self, uid: str) -> None:
+        """Somebody else holds a place for the pod, which may have been told that there is none."""
+        if uid in self._pending.line:
+            self._placed[uid] = None
             self._wake.set()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -132,17 +161,21 @@ class Nudger:
     async def _look(self, tasks: TaskGroup, *, review: bool) -> None:
         """Call those that fit on nodes that became freer; in a review, or a namespace, on any."""
         freer, roomier = tuple(self._freer), frozenset(self._roomier)
-        self._freer.clear()
-        self._roomier.clear()
+        placed = tuple(self._placed)
+        for noted in (self._freer, self._roomier, self._placed):
+            noted.clear()
         self._wake = anyio.Event()
         if not self._may_call():
             return
+        for uid in placed:
+            await self._call_placed(uid, tasks)
+        lacking: set[GangName] = set()
         everywhere = tuple(self._cache.table.rows) if review or roomier else ()
         for key, turn, walk in self._pending.line.walk():
             nodes = everywhere if review or key.namespace in roomier else freer
             entry = self._pending.get(turn.uid)
             if entry is not None and self._may_be_called(entry, walk):
-                await self._consider(entry, key, nodes, walk, tasks)
+                await self._consider(entry, key, nodes, _Look(walk, lacking, tasks))
 
     def _may_call(self) -> bool:
         """Whether calls make sense at all; where not, a later review finds what was missed."""
@@ -160,49 +193,63 @@ class Nudger:
         if entry.calls:
             hold_seconds = self._settings.hold_seconds + EXPIRY_SECONDS
             pause = min(hold_seconds * 2.0 ** min(entry.calls, 16), MAX_PAUSE_SECONDS)
+        pod = self._pods.get(entry.ref.namespace, entry.ref.name)
+        if pod is None or pod.metadata.uid != entry.ref.uid:
+            return False  # gone, or not seen yet
         free = self._cache.get(entry.ref.uid) is None
         if free and (not entry.calls or self._clock() >= entry.called_at + pause):
             return True
         _pass_over(walk)
         return False
 
+    async def _call_placed(self, uid: str, tasks: TaskGroup) -> None:
+        """Call a pod that a place is held for already."""
+        await self._slots.acquire()
+        await self._take_token()
+        entry, held = self._pending.get(uid), self._cache.get(uid)
+        if entry is None or held is None or uid not in self._pending.line:
+            self._slots.release()
+            return
+        entry.calls, entry.called_at = entry.calls + 1, self._clock()
+        self._start(entry, held.allocation.node, tasks)
+
     async def _consider(
-        self,
-        entry: Entry,
-        key: GroupKey,
-        nodes: Sequence[str],
-        walk: GroupWalk,
-        tasks: TaskGroup,
+        self, entry: Entry, key: GroupKey, nodes: Sequence[str], look: _Look
     ) -> None:
         """Call the pod if it fits on one of the nodes, once it is its turn."""
         began = self._clock()
-        found = self._find(entry, key, nodes, walk)
+        found = self._find(entry, key, nodes, look.walk)
         await _breathe(self._clock() - began)
         if found is None:
             return
         await self._slots.acquire()
-        started = False
-        try:
-            if await self._take_token():  # others had their turn: is it still so?
-                found = self._find(entry, key, nodes, walk)
-            if found is not None and self._pending.get(entry.ref.uid) is entry:
-                self._hold(entry, key.request, found)
-                tasks.start_soon(self._call, entry, found.node, name=f"nudge {entry.ref}")
-                started = True
-        finally:
-            if not started:
-                self._slots.release()
+        await self._take_token()
+        found = self._find_again(entry, key, nodes, look)
+        if found is None or not self._hold(entry, key.request, found, look):
+            self._slots.release()
+            return
+        self._start(entry, found.node, look.tasks)
 
-    async def _take_token(self) -> bool:
-        """Wait for the next call that the rate allows; whether there was a wait."""
+    def _find_again(
+        self, entry: Entry, key: GroupKey, nodes: Sequence[str], look: _Look
+    ) -> Choice | None:
+        """Where it would go now that others had their turn; nothing comes between this and hold."""
+        uid = entry.ref.uid
+        waits = self._pending.get(uid) is entry and uid in self._pending.line
+        if not waits or self._cache.get(uid) is not None:
+            return None
+        return self._find(entry, key, nodes, look.walk)
+
+    def _start(self, entry: Entry, node: str, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._call, entry, node, name=f"nudge {entry.ref}")
+
+    async def _take_token(self) -> None:
+        """Wait for the next call that the rate allows."""
         rate = self._settings.nudges_per_second
         if rate != self._rate:
             self._rate, self._bucket = rate, TokenBucket(rate=rate, burst=max(1, int(rate)))
-        waited = False
-        while not self._bucket.try_take(self._clock()):
-            waited = True
-            await anyio.sleep(self._bucket.wait(self._clock()))
-        return waited
+        await anyio.sleep(self._bucket.wait(self._clock()))
+        self._bucket.try_take(self._clock())
 
     def _find(
         self, entry: Entry, key: GroupKey, nodes: Sequence[str], walk: GroupWalk
@@ -230,9 +277,16 @@ class Nudger:
             return self._placer.rank(request, tuple(nodes), room=room).feasible
         return tuple(n for n in nodes if isinstance(choose(request, n, room=room), Choice))
 
-    def _hold(self, entry: Entry, request: PodRequest, choice: Choice) -> None:
-        entry.calls += 1
-        entry.called_at = self._clock()
+    def _hold(self, entry: Entry, request: PodRequest, choice: Choice, look: _Look) -> bool:
+        """Hold the place, and those of its gang; False, and nothing held, where that cannot be."""
+        pod = self._pods.get(entry.ref.namespace, entry.ref.name)
+        if pod is None or pod.metadata.uid != entry.ref.uid:
+            return False
+        gang = gang_of(pod)
+        if gang in look.lacking:
+            _pass_over(look.walk)
+            return False
+        expires_at = self._clock() + self._settings.hold_seconds
         allocation = Allocation(
             uid=entry.ref.uid,
             namespace=entry.ref.namespace,
@@ -241,7 +295,29 @@ class Nudger:
             containers=choice.containers,
             roles=request.roles,
         )
-        self._cache.hold(allocation, expires_at=entry.called_at + self._settings.hold_seconds)
+        self._cache.hold(allocation, expires_at=expires_at)
+        if gang is not None and not self._hold_gang(pod, entry, request, expires_at=expires_at):
+            look.lacking.add(gang)
+            _pass_over(look.walk)
+            return False
+        entry.calls, entry.called_at = entry.calls + 1, self._clock()
+        return True
+
+    def _hold_gang(self, pod: Pod, entry: Entry, request: PodRequest, *, expires_at: float) -> bool:
+        """Hold places for the siblings, who are then called as well; else the pod's is given back.
+
+        What is given back by that was free before, and calls nobody.
+        """
+        table, asked = self._cache.table, entry.decision.asked
+        nodes = tuple(table.rows) if asked is None else asked.names(table)
+        self._trying = True
+        try:
+            lack = self._gangs.hold_for_siblings(pod, request, nodes, expires_at=expires_at)
+            if lack is not None:
+                self._cache.release(entry.ref.uid)
+        finally:
+            self._trying = False
+        return lack is None
 
     async def _call(self, entry: Entry, node: str) -> None:
         """Change the pod, so that the scheduler tries it again; else give its place back."""

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from hami.config import ControllerSettings
 from hami.controllers.waiting import GroupKey, Turn, WaitingLine
 from hami.core.device import PodRequest
 from hami.core.objects import Pod
@@ -78,6 +79,10 @@ class Asked:
         marks = np.zeros(len(table), np.bool_)
         marks[rows[rows >= 0]] = True
         return cls(count=len(names), marks=np.packbits(marks).tobytes(), layout=table.layout)
+
+    def names(self, table: DeviceTable) -> tuple[str, ...]:
+        """Of all nodes those that count for the pod; see ``among``."""
+        return self.among(table, tuple(table.rows))
 
     def among(self, table: DeviceTable, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the names that count for the pod: asked about, or with devices only since.
@@ -155,7 +160,7 @@ class PendingPods:
         *,
         vendors: VendorTable,
         defaults: Defaults,
-        scheduler_name: str,
+        settings: ControllerSettings,
         recorder: EventRecorder,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -166,7 +171,7 @@ class PendingPods:
             placer: Knows how far nodes are from holding a pod.
             vendors: This site's table.
             defaults: For pods that say nothing.
-            scheduler_name: Whose pods; empty for everybody's.
+            settings: Whose pods: those of the scheduler that is named there, if one is.
             recorder: Tells the pods.
             wall_clock: For people to read.
         """
@@ -175,7 +180,7 @@ class PendingPods:
         self._placer = placer
         self._vendors = vendors
         self._defaults = defaults
-        self.scheduler_name = scheduler_name
+        self._settings = settings
         self._recorder = recorder
         self._wall_clock = wall_clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
@@ -310,7 +315,8 @@ class PendingPods:
     def _waits(self, pod: Pod) -> bool:
         if pod.finished or pod.spec.node_name or pod.metadata.deletion_timestamp is not None:
             return False
-        return not self.scheduler_name or pod.spec.scheduler_name == self.scheduler_name
+        name = self._settings.scheduler_name
+        return not name or pod.spec.scheduler_name == name
 
     def _read(self, pod: Pod) -> Entry | None:
         """The pod as it is remembered; None if it asks for no devices."""

@@ -17,11 +17,11 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from hami.controllers.answers import Near, Question, Refusal, Replica, WhatIf
+from hami.controllers.answers import Move, Near, Question, Refusal, Replica, WhatIf
 from hami.controllers.explain import given_devices, near_of, pods_to_end, reasons_of
 from hami.controllers.extender import rank
 from hami.controllers.pending import notes_of
-from hami.core import whatif
+from hami.core import preemption, whatif
 from hami.core.admission import Rules, admitted
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache
@@ -31,6 +31,7 @@ from hami.core.placement import Placer, Ranking
 from hami.core.request import read_request
 from hami.core.telling import Miss, count_reasons, refusal_line
 from hami.core.verdict import Verdict
+from hami.core.victims import Victim
 from hami.errors import CodecError, UnavailableError
 from hami.kube.informer import Informer
 
@@ -249,6 +250,10 @@ def _uid(number: int) -> str:
     return f"what if {number}"
 
 
+def _is_ours(uid: str) -> bool:
+    return " " in uid
+
+
 def _refusal(cache: AllocationCache, placer: Placer, plan: _Plan, ranking: Ranking) -> Refusal:
     """Why the next copy fits nowhere, and which pods are in its way."""
     verdicts = placer.nearest(plan.request, plan.nodes, count=NEAREST)
@@ -259,9 +264,25 @@ def _refusal(cache: AllocationCache, placer: Placer, plan: _Plan, ranking: Ranki
         message=refusal_line(len(plan.nodes), reasons, misses, notes),
         reasons=reasons_of(reasons),
         nearest=tuple(_near(cache, plan, miss) for miss in misses),
+        move=_move(cache, plan),
     )
 
 
+def _move(cache: AllocationCache, plan: _Plan) -> Move | None:
+    """The fewest pods of one node without which the copy fits; of equal sets the least memory."""
+    on_node: dict[str, list[Victim]] = {}
+    for held in cache.reservations():
+        own = held.allocation
+        if not _is_ours(own.uid):
+            victim = Victim(uid=own.uid, pod=own.pod, priority=0, started=0.0, charges=held.charges)
+            on_node.setdefault(own.node, []).append(victim)
+    allowed = {node: on_node[node] for node in plan.nodes if node in on_node}
+    found = preemption.choose(cache.table, plan.request, 1, allowed)
+    if found is None or not found.victims:
+        return None
+    return Move(node=found.node, pods=tuple(victim.pod for victim in found.victims))
+
+
 def _near(cache: AllocationCache, plan: _Plan, miss: Miss) -> Near:
-    held = [r for r in cache.reservations(miss.node) if " " not in r.allocation.uid]
+    held = [r for r in cache.reservations(miss.node) if not _is_ours(r.allocation.uid)]
     return near_of(miss, pods_to_end(cache, plan.request, miss.node, held))

@@ -64,7 +64,7 @@ class AllocationCache:
         self.quotas = QuotaBook()
         self.on_room: Callable[[str], None] = lambda _node: None
         self._by_pod: dict[str, Reservation] = {}
-        self._by_node: dict[str, dict[str, None]] = {}
+        self._by_node: dict[str, dict[str, None]] = {}  # inner ones are replaced, never changed
         self._expiring: dict[str, float] = {}
 
     def duplicate(self) -> AllocationCache:
@@ -72,7 +72,7 @@ class AllocationCache:
         twin = AllocationCache()
         twin.table, twin.quotas = self.table.duplicate(), self.quotas.duplicate()
         twin._by_pod = dict(self._by_pod)
-        twin._by_node = {node: dict(uids) for node, uids in self._by_node.items()}
+        twin._by_node = dict(self._by_node)
         twin._expiring = dict(self._expiring)
         return twin
 
@@ -234,16 +234,17 @@ class AllocationCache:
         if expires_at is not None:
             self._expiring[allocation.uid] = expires_at
         if moved:
-            self._by_node.setdefault(node, {})[allocation.uid] = None
+            self._by_node[node] = {**self._by_node.get(node, {}), allocation.uid: None}
             self.table.charge(node, charges, sign=1)
 
     def _drop(self, uid: str) -> Reservation:
         reservation = self._by_pod.pop(uid)
         self._expiring.pop(uid, None)
         node = reservation.allocation.node
-        on_node = self._by_node[node]
-        del on_node[uid]
-        if not on_node:
+        others = {other: None for other in self._by_node[node] if other != uid}
+        if others:
+            self._by_node[node] = others
+        else:
             del self._by_node[node]
         self.table.charge(node, reservation.charges, sign=-1)
         self.quotas.charge(reservation.allocation.namespace, reservation.use, sign=-1)

@@ -135,7 +135,7 @@ class DeviceTable:
         self._many_words = _FEW_WORDS
         self._devices: list[tuple[Device, ...]] = []
         self._columns_of: list[dict[DeviceUuid, int]] = []
-        self._rows_with: dict[DeviceUuid, set[int]] = {}
+        self._rows_with: dict[DeviceUuid, frozenset[int]] = {}
         self._free: list[int] = []
         self._generation = 0
         self._asked: tuple[tuple[str, ...], int, Ints] = ((), 0, np.zeros(0, np.int64))
@@ -151,7 +151,6 @@ class DeviceTable:
                 setattr(twin, name, value.grown(*value.present.shape))
             elif isinstance(value, (np.ndarray, list, dict, Words)):
                 setattr(twin, name, copy.copy(value))
-        twin._rows_with = {uuid: set(rows) for uuid, rows in self._rows_with.items()}
         return twin
 
     def set_node(
@@ -186,7 +185,7 @@ class DeviceTable:
         self.uuids[row] = tuple(d.uuid for d in ordered)
         self._columns_of[row] = {uuid: i for i, uuid in enumerate(self.uuids[row])}
         for uuid in self.uuids[row]:
-            self._rows_with.setdefault(uuid, set()).add(row)
+            self._rows_with[uuid] = self._rows_with.get(uuid, frozenset()) | {row}
         c = self.columns
         for i, d in enumerate(ordered):
             c.present[row, i] = True
@@ -392,9 +391,10 @@ class DeviceTable:
 
     def _clear(self, row: int) -> None:
         for uuid in self.uuids[row]:
-            rows = self._rows_with[uuid]
-            rows.discard(row)
-            if not rows:
+            rows = self._rows_with[uuid] - {row}
+            if rows:
+                self._rows_with[uuid] = rows
+            else:
                 del self._rows_with[uuid]
         for column in range(len(self._devices[row])):
             self._mig_holders.pop((row, column), None)

@@ -9,9 +9,19 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from hami.controllers.answers import Explanation, Explanations, Given, Near, Problem, Reason, WhatIf
+from hami.controllers.answers import (
+    Explanation,
+    Explanations,
+    Given,
+    Move,
+    Near,
+    Problem,
+    Reason,
+    WhatIf,
+)
 from hami.sandbox.screen import UUID_SHOWN, counted, table
 
+PODS_SHOWN: Final = 10
 REPLICAS_SHOWN: Final = 20
 """Copies that get lines of their own; ``-o json`` has them all."""
 _STATES: Final = {
@@ -103,8 +113,19 @@ def show_what_if(answer: WhatIf) -> None:
         why = escape(_reasons(answer.refusal.reasons) or answer.refusal.message)
         console.print(f"[bold]{name}[/]: {fit}; the next one nowhere: {why}", soft_wrap=True)
         _nearest(console, answer.refusal.nearest)
+        _move(console, answer.refusal.move)
     for note in answer.notes:
         console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+
+
+def _move(console: Console, move: Move | None) -> None:
+    if move is None:
+        console.print("no pod that ended would make room for it", soft_wrap=True)
+        return
+    pods = ", ".join(move.pods[:PODS_SHOWN])
+    more = f" and {len(move.pods) - PODS_SHOWN} more" if len(move.pods) > PODS_SHOWN else ""
+    where = f"least to move for one more, on {move.node}: {pods}{more}"
+    console.print(escape(where), soft_wrap=True)
 
 
 def _placed(console: Console, answer: WhatIf) -> None:
@@ -120,7 +141,7 @@ def _placed(console: Console, answer: WhatIf) -> None:
     if rest:
         nodes = Counter(replica.node for replica in rest).most_common(5)
         told = ", ".join(f"{count} on {escape(node)}" for node, count in nodes)
-        console.print(f"and {counted(len(rest), 'more')}: {told}", soft_wrap=True)
+        console.print(f"and {len(rest)} more copies: {told}", soft_wrap=True)
 
 
 def _devices(devices: Sequence[Given]) -> object:

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hami.sandbox.apiserver import ApiServer
-from tests.bench.bench_cold_start import seed
+from tests.bench import crowd
 from tests.support.commands import Process
 from tests.support.controller import Controller, controller_process, pod_object
 from tests.support.leaders import candidate_settings, leads
@@ -35,6 +35,14 @@ TIMES = {
     "lease_retry_seconds": 1.0,
 }
 ASK_SECONDS = 0.005
+
+
+def seed(server: ApiServer, nodes: int, pods: int) -> None:
+    """Fill the cluster with nodes and with pods that run on them."""
+    for number in range(nodes):
+        server.store.create(crowd.node(number))
+    for number in range(pods):
+        server.store.create(crowd.running_pod(number, nodes, pods))
 
 
 class Lease:

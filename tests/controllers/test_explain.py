@@ -12,7 +12,7 @@ from hami.controllers.answers import Explanation, Explanations, Problem
 from hami.controllers.explain import PODS_NAMED
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
-from tests.support.controller import Controller, place, pod_object, running
+from tests.support.controller import Controller, place, pod_object, quota_object, running
 from tests.support.kube import until
 
 NODES = ["n0", "n1"]
@@ -190,9 +190,24 @@ async def test_all_are_listed_by_priority_and_age(server: ApiServer, configure: 
 
     listed = msgspec.json.decode(body, type=Explanations)
     assert status == 200
-    assert [(pod.pod, pod.priority) for pod in listed.pods][0] == ("default/b", 10)
+    assert (listed.pods[0].pod, listed.pods[0].priority) == ("default/b", 10)
     assert {pod.pod for pod in listed.pods[1:]} == {"default/a", "default/c"}
     assert listed.left_off == 0
+
+
+async def test_lack_of_quota_is_said(server: ApiServer, configure: Configure) -> None:
+    server.store.create(quota_object("gpus", memory=5000))
+    pod = server.store.create(pod_object("p", memory=6000))
+
+    async with running(configure()) as controller:
+        await controller.filter(pod, NODES)
+        answer = await explained(controller, "p")
+
+    assert [(r.word, r.nodes) for r in answer.reasons] == [("ResourceQuotaNotFit", 2)]
+    assert answer.message == (
+        "no available node, 2 do not fit: 2 x ResourceQuotaNotFit; "
+        "quota default/gpus: limits.nvidia.com/gpumem: needs 6000 MiB, 5000 of 5000 left"
+    )
 
 
 async def test_failed_bind_is_told(server: ApiServer, configure: Configure) -> None:

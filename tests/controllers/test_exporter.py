@@ -8,9 +8,14 @@ import anyio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from hami import metrics
 from hami.config import Settings
-from hami.controllers.exporter import NODES_SHOWN, Exporter
+from hami.controllers.echoes import Echoes
+from hami.controllers.exporter import NODES_SHOWN, Exporter, Watched
 from hami.core.cache import AllocationCache
+from hami.core.objects import Pod
+from hami.kube.metrics import KubeMetrics
+from hami.kube.store import Store
 from hami.sandbox.apiserver import ApiServer
 from tests.support.builders import VENDORS, given, make_allocation, make_device
 from tests.support.controller import gpus, node_object, pod_object, running
@@ -90,7 +95,11 @@ async def test_controller_of_an_empty_cluster_can_be_scraped(
 
 def test_devices_that_nodes_do_not_have_are_shown_for_so_many_nodes_and_summed_up() -> None:
     cache, registry = AllocationCache(), CollectorRegistry()
-    exporter = Exporter(cache, vendors=VENDORS, silent_seconds={}, registry=registry)
+    own = CollectorRegistry()
+    pods: Store[Pod] = Store("pods", metrics=KubeMetrics(own))
+    echoes = Echoes(pods, metrics.histogram(metrics.WATCH_SECONDS, own))
+    watched = Watched(silent_seconds={}, queues={}, echoes=echoes)
+    exporter = Exporter(cache, watched, vendors=VENDORS, legacy=False, registry=registry)
     cache.set_node("known", [make_device("GPU-0")])
     cache.confirm(make_allocation([given("GPU-0"), given("GPU-1")], uid="k", node="known"))
     for i in range(NODES_SHOWN + 4):

@@ -219,7 +219,7 @@ async def test_pod_is_told_again_only_when_the_reason_is_another(
             await controller.filter(pod, names)
 
         async def told() -> bool:
-            return sum(event["count"] for event in server.store.list("events")) == 3
+            return bool(sum(event["count"] for event in server.store.list("events")) == 3)
 
         await until(told)
 

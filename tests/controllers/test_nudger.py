@@ -12,7 +12,15 @@ from hami.config import Settings
 from hami.core import codec
 from hami.sandbox.apiserver import ApiServer
 from hami.sandbox.apiserver.faults import Fault
-from tests.support.controller import Controller, gpus, node_object, place, pod_object, running
+from tests.support.controller import (
+    Controller,
+    gpus,
+    node_object,
+    place,
+    pod_object,
+    quota_object,
+    running,
+)
 from tests.support.kube import until
 
 NODES = ["n0", "n1"]
@@ -104,6 +112,28 @@ async def test_pod_is_called_when_devices_can_be_used_again(
         await until_called(server, "waits")
 
 
+@pytest.mark.parametrize("change", ["raised", "removed", "used less"])
+async def test_pod_is_called_when_its_namespace_has_room_again(
+    server: ApiServer, configure: Configure, change: str
+) -> None:
+    server.store.create(quota_object("gpus", memory=10000))
+
+    async with running(configure()) as controller:
+        await place(server, controller, "n1", "first", memory=7000)
+        await wait_for_room(server, controller, "waits", memory=5000)
+        await wait_for_room(server, controller, "large", memory=50_000)
+        if change == "raised":
+            raised = server.store.get("resourcequotas", "gpus")
+            raised["spec"]["hard"]["limits.nvidia.com/gpumem"] = "12000"
+            server.store.update(raised)
+        elif change == "removed":
+            server.store.delete("resourcequotas", "gpus")
+        else:
+            server.store.delete("pods", "first")
+        await until_called(server, "waits")
+        assert not called(server, "large")
+
+
 async def test_pod_is_called_for_a_node_that_registers_later(
     server: ApiServer, configure: Configure
 ) -> None:
@@ -136,6 +166,35 @@ async def test_as_many_are_called_as_fit_by_priority(
         server.store.delete("pods", "full-n1-0", "default")
         await until_called(server, "second")
         assert not called(server, "large"), "what does not fit is called for nothing"
+
+
+def gang_pod(name: str, memory: int) -> dict[str, Any]:
+    pod = pod_object(name, memory=memory, annotations={codec.GANG_SIZE_KEY: "2"})
+    pod["metadata"]["labels"] = {codec.POD_GROUP_LABEL: "pair"}
+    return pod
+
+
+async def test_gang_is_called_together_once_there_is_room_for_all_of_it(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure()) as controller:
+        for node in NODES:
+            await fill(server, controller, node)
+        for name in ("left", "right"):
+            pod = server.store.create(gang_pod(name, memory=30_000))
+            assert (await controller.filter(pod, NODES))["NodeNames"] == []
+        await wait_for_room(server, controller, "single", memory=9500, priority=-1)
+        server.store.delete("pods", "full-n0-0", "default")
+        await until_called(server, "single")  # so the gang was looked at before
+        assert not called(server, "left")
+        assert not called(server, "right")
+
+        server.store.delete("pods", "full-n0-1", "default")
+        server.store.delete("pods", "full-n1-1", "default")
+        await until_called(server, "left", "right")
+        for name in ("left", "right"):
+            pod = server.store.get("pods", name, "default")
+            assert (await controller.filter(pod, NODES))["NodeNames"]
 
 
 async def test_called_pod_finds_its_place_and_what_it_held_is_not_held_twice(

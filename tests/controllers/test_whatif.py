@@ -1,4 +1,4 @@
-"""What-if over HTTP: what would be, in the webhook's and the scheduler's sense, and no trace of it."""
+"""What-if over HTTP: what would be, as webhook and scheduler would have it, and no trace of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ from hami.kube.informer import Informer
 from hami.sandbox.apiserver import ApiServer
 from tests.core.test_duplicate import content, filled
 from tests.support.builders import VENDORS
-from tests.support.controller import Controller, gpus, node_object, place, pod_object, running
+from tests.support.controller import (
+    Controller,
+    gpus,
+    node_object,
+    place,
+    pod_object,
+    quota_object,
+    running,
+)
 
 Configure = Callable[..., Settings]
 
@@ -102,8 +110,55 @@ async def test_what_does_not_fit_is_explained_with_what_is_in_the_way(
     first = answer.refusal.nearest[0]
     assert first.line == "n0: GPU-n0-1 lacks 10000 MiB, GPU-n0-0 lacks 19000 MiB"
     assert first.would_fit == "would fit if 2 pods ended"
+    assert answer.refusal.move is not None
+    assert (answer.refusal.move.node, sorted(answer.refusal.move.pods)) == (
+        "n0",
+        ["default/a", "default/b"],
+    )
     assert all("default/p" not in near.pods for near in answer.refusal.nearest)
     assert answer.refusal.message.startswith("no available node, 2 do not fit: ")
+
+
+async def test_quota_bounds_the_copies(server: ApiServer, configure: Configure) -> None:
+    server.store.create(quota_object("gpus", memory=10000))
+
+    async with running(configure()) as controller:
+        some = await ask(controller, pod_object("p", memory=3000))
+        many = await ask(controller, pod_object("p", memory=3000), replicas=9)
+        status, told = await refused(controller, {"pod": pod_object("p", memory=11_000)})
+
+    assert (len(some.placed), some.more) == (1, 2)
+    assert len(many.placed) == 3
+    assert many.refusal is not None
+    assert "needs 3000 MiB, 1000 of 10000 left" in many.refusal.message
+    assert (status, "needs 11000 MiB" in told) == (422, True), "the webhook would refuse it"
+
+
+async def test_pod_that_exists_may_be_asked_about(server: ApiServer, configure: Configure) -> None:
+    async with running(configure()) as controller:
+        pod = server.store.create(pod_object("p", memory=30_000, gpus=2))
+        await controller.filter(pod, ["n0"])
+        answer = await ask(controller, server.store.get("pods", "p"), replicas=2)
+
+    assert [replica.node for replica in answer.placed] == ["n1"]
+
+
+async def test_least_that_would_have_to_move_is_found_among_all_nodes(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure()) as controller:
+        for i in range(4):
+            await place(server, controller, "n0", f"small-{i}", memory=15_000)
+        for i in range(2):
+            await place(server, controller, "n1", f"large-{i}", memory=20_000 + i)
+        one = await ask(controller, pod_object("p", memory=30_000))
+        never = await ask(controller, pod_object("p", memory=50_000))
+
+    assert one.refusal is not None
+    assert one.refusal.move is not None
+    assert (one.refusal.move.node, one.refusal.move.pods) == ("n1", ("default/large-0",))
+    assert never.refusal is not None
+    assert never.refusal.move is None
 
 
 async def test_template_of_a_deployment_is_taken_for_its_pod(
