@@ -63,6 +63,8 @@ class KubeSettings(_Group, frozen=True, kw_only=True):
     """After this long a watch is renewed even if it seems healthy."""
     watch_silence_seconds: Seconds = 90.0
     """A watch without any byte (bookmarks included) for this long is renewed."""
+    watch_retry_cap_seconds: Seconds = 30.0
+    """Longest wait before a list or watch that failed is tried again; early waits are shorter."""
     page_size: Count = 500
     """Objects a list asks for at a time."""
 

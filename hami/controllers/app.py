@@ -24,7 +24,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from hami import __version__, crashpoints, health
 from hami.config import ControllerSettings, Settings
 from hami.controllers import api, following, leadership, server
-from hami.controllers.binder import CRASH_POINTS, Binder
+from hami.controllers import binder as binding
+from hami.controllers import extender as extending
+from hami.controllers import outcomes as undoing
+from hami.controllers.binder import Binder
 from hami.controllers.certificates import Certificates, pair_of
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.echoes import Echoes
@@ -37,6 +40,7 @@ from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
 from hami.controllers.nodelocks import NodeLocks
 from hami.controllers.nudger import Nudger
+from hami.controllers.outcomes import Outcomes
 from hami.controllers.pending import PendingPods
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.quotahandler import QuotaHandler
@@ -65,6 +69,12 @@ from hami.site import CurrentVendors, check, node_selector, vendor_table
 log = get_logger(__name__)
 
 EXPIRE_SECONDS: Final = 1.0
+CRASH_POINTS: Final = (
+    *extending.CRASH_POINTS,
+    *binding.CRASH_POINTS,
+    *binding.CONFLICT_POINTS,
+    *undoing.CRASH_POINTS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +123,7 @@ class _Parts:
     nodes: Informer[Node]
     quotas: Informer[ResourceQuota]
     recorder: EventRecorder
+    outcomes: Outcomes
     handshake: Handshake
     locks: NodeLocks
     exporter: Exporter
@@ -174,6 +185,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         recorder=recorder,
     )
     pods.add_handler(pending.on_set, pending.on_delete)
+    outcomes = Outcomes(writer, pods, cache=cache, twins=twins, vendors=vendors, settings=own)
     binder = Binder(
         writer,
         pods,
@@ -181,6 +193,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         placer=placer,
         twins=twins,
         locks=locks,
+        outcomes=outcomes,
         vendors=vendors,
         defaults=defaults,
         settings=own,
@@ -257,6 +270,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         nodes=nodes,
         quotas=quotas,
         recorder=recorder,
+        outcomes=outcomes,
         handshake=Handshake(
             client,
             nodes,
@@ -310,7 +324,9 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         leadership=leads,
         leftovers=leftovers,
         role=role,
-        succession=Succession(cache, pods, leadership=leads, leftovers=leftovers, role=role),
+        succession=Succession(
+            cache, pods, leadership=leads, leftovers=leftovers, outcomes=outcomes, role=role
+        ),
     )
 
 
@@ -344,6 +360,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         await _sync(parts, watching)
                         await _begin_to_lead(parts, watching)
                         watching.start_soon(_expire, parts.cache, parts.counters, name="expiry")
+                        watching.start_soon(parts.outcomes.run, name="outcomes")
                         watching.start_soon(parts.handshake.run, name="handshake")
                         watching.start_soon(parts.locks.run, name="locks")
                         watching.start_soon(parts.nudger.run, name="nudger")

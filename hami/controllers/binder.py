@@ -4,8 +4,8 @@ The order makes every moment safe to die in. The node's lock is taken first, whe
 needs it, and given back if the bind fails. Devices are reserved in memory, then recorded on the pod
 (on condition that it is as it was read), then the Binding is made on condition that the record
 still stands; so a bound pod always carries its record, and the record of an unbound pod means
-nothing. Where an answer is lost, the pod is read before anything is given back; where even that
-fails, the reservation stays until the watch shows the pod bound or its time is over. A bind belongs
+nothing. Where an answer is lost, ``outcomes`` finds out what happened before anything is given
+back. A bind belongs
 to the reign in which it began (``leadership.py``): once that is over it writes nothing more, and
 whoever leads next sees to the record.
 
@@ -15,8 +15,6 @@ begins: it costs nothing then, and its scheduler comes again when there is room.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -27,10 +25,10 @@ from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.leadership import Leadership, Mandate
 from hami.controllers.nodelocks import NodeLocks
+from hami.controllers.outcomes import Outcomes
 from hami.controllers.podwriter import WRITES_OF_A_BIND, PodWriter
 from hami.controllers.twins import Twins, keys_of_request, needs_lock
 from hami.controllers.wire import BindArgs
-from hami.core import record
 from hami.core.allocation import Allocation
 from hami.core.cache import AllocationCache, State
 from hami.core.device import PodRequest
@@ -42,7 +40,6 @@ from hami.core.verdict import Verdict
 from hami.crashpoints import crash_point
 from hami.errors import (
     BusyError,
-    CodecError,
     ConflictError,
     HamiError,
     NotFoundError,
@@ -59,15 +56,16 @@ from hami.logs import get_logger
 log = get_logger(__name__)
 
 CRASH_POINTS: Final = (
+    "bind.before-turn",
     "bind.before-reserve",
     "bind.before-patch",
     "bind.before-binding",
     "bind.after-binding",
 )
-UNDO_SECONDS: Final = 10.0
-"""How long a failed bind tries to leave the pod as it was."""
-RESERVATION_TIMES: Final = 3
-"""A reservation outlives the bind's own deadline, for what was sent may still take effect."""
+CONFLICT_POINTS: Final = ("bind.before-reading-again",)
+"""Passed only where somebody else was faster."""
+UNLOCK_SECONDS: Final = 10.0
+"""How long a failed bind tries to give the node's lock back."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +93,7 @@ class Binder:
         placer: Placer,
         twins: Twins,
         locks: NodeLocks,
+        outcomes: Outcomes,
         vendors: VendorTable,
         defaults: Defaults,
         settings: ControllerSettings,
@@ -102,7 +101,6 @@ class Binder:
         counters: ControllerCounters,
         leadership: Leadership,
         on_failure: Callable[[str, str, str], None] = lambda _uid, _node, _error: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._writer = writer
         self._pods = pods
@@ -110,6 +108,7 @@ class Binder:
         self._placer = placer
         self._twins = twins
         self._locks = locks
+        self._outcomes = outcomes
         self._vendors = vendors
         self._defaults = defaults
         self._settings = settings
@@ -117,7 +116,6 @@ class Binder:
         self._counters = counters
         self._leadership = leadership
         self._on_failure = on_failure
-        self._clock = clock
         self._under_way: set[str] = set()
         self._waiting = 0
         """Those of them that wait for their twins."""
@@ -153,6 +151,8 @@ class Binder:
     async def _bind(self, args: BindArgs) -> str:
         mandate = self._leadership.mandate()
         ref = ObjectRef(resource=PODS, name=args.name, namespace=args.namespace, uid=args.uid)
+        if await self._outcomes.find_out(args.uid) == args.node:
+            return "repeated"
         pod = await self._find(ref)
         if pod.spec.node_name == args.node:
             return "repeated"
@@ -200,6 +200,7 @@ class Binder:
             with anyio.fail_after(seconds):
                 if not task.request.empty:
                     _refuse_settled(pod)
+                    crash_point("bind.before-turn")
                     self._keep(task, pod)  # what cannot be had is told at once
                     await self._take_turn(task)
                     if needs_lock(task.request, self._vendors):
@@ -242,8 +243,9 @@ class Binder:
                     attempt=attempt,
                     error=str(error),
                 )
+                crash_point("bind.before-reading-again")
                 pod = await self._writer.read(task.ref)
-                if self._is_done(task, pod):
+                if self._outcomes.is_done(task.ref, pod, node=task.args.node, mandate=task.mandate):
                     return
             else:
                 return
@@ -267,6 +269,7 @@ class Binder:
         crash_point("bind.after-binding")
         if self._cache.get(task.args.uid) is not None:  # else the watch saw the pod go already
             self._cache.confirm(allocation)
+            self._outcomes.saw_bound(task.ref, node=task.args.node, mandate=task.mandate)
 
     def _keep(self, task: _Task, pod: Pod) -> None:
         """Reserve until the pod's turn: what filter holds for it there, or a choice of now."""
@@ -282,11 +285,8 @@ class Binder:
             return
         task.mandate.require()
         self._cache.reserve(
-            held.allocation, generation=generation, expires_at=self._reservation_ends()
+            held.allocation, generation=generation, expires_at=self._outcomes.ends_at()
         )
-
-    def _reservation_ends(self) -> float:
-        return self._clock() + self._settings.bind_timeout_seconds * RESERVATION_TIMES
 
     def _reserve(self, task: _Task, pod: Pod) -> Allocation:
         """Decide on the devices and keep them; in one go, so nothing can come between."""
@@ -306,64 +306,20 @@ class Binder:
             roles=roles_of(pod),
         )
         self._cache.reserve(
-            allocation, generation=choice.generation, expires_at=self._reservation_ends()
+            allocation, generation=choice.generation, expires_at=self._outcomes.ends_at()
         )
         return allocation
 
     async def _undo(self, task: _Task) -> bool:
-        """Leave the pod as it was and give its devices back; True if it is bound after all.
-
-        Where the API server does not answer, the reservation stays until it expires, for the
-        Binding may have been made.
-        """
-        settled = not task.written
-        with anyio.move_on_after(UNDO_SECONDS, shield=True):
-            try:
-                if not settled and await self._clear_record(task):
-                    return True
-                settled = True
-            except NotLeaderError:
-                settled = (
-                    True  # the next leader's takeover decides which it is, and the watch tells
-                )
-            except HamiError as error:
-                log.warning("bind_outcome_unknown", pod=task.args.pod, error=str(error))
-        if settled:
-            with anyio.move_on_after(UNDO_SECONDS, shield=True):
+        """Leave the pod and the node's lock as they were; True if it is bound after all."""
+        if await self._outcomes.undo(
+            task.ref, node=task.args.node, mandate=task.mandate, written=task.written
+        ):
+            return True
+        if not self._outcomes.is_unknown(task.args.uid):  # else the agent may need the lock yet
+            with anyio.move_on_after(UNLOCK_SECONDS, shield=True):
                 await self._locks.release(task.args.uid)
-            self._cache.release(task.args.uid)
-            self._twins.leave(task.args.uid)
         return False
-
-    async def _clear_record(self, task: _Task) -> bool:
-        """Take the record off the pod; True if it is bound to the node after all.
-
-        Raises:
-            HamiError: The API server gives no answer, or none that settles it.
-        """
-        for _ in range(self._settings.max_attempts):
-            try:
-                pod = await self._writer.read(task.ref)
-                if self._is_done(task, pod):
-                    return True
-                if not pod.spec.node_name:
-                    await self._writer.take_back(task.ref, pod, task.mandate)
-            except ConflictError:
-                continue
-            except NotFoundError:
-                pass
-            return False
-        raise ConflictError(f"pod {task.args.pod}: changes all the time", status=409)
-
-    def _is_done(self, task: _Task, pod: Pod) -> bool:
-        """Whether the pod is bound to the node, as by a request whose answer was lost."""
-        if pod.spec.node_name != task.args.node:
-            return False
-        with contextlib.suppress(CodecError):  # spoilt since: the watch reports it
-            allocation = record.allocation_of(pod, self._vendors)
-            if allocation is not None and self._cache.get(task.args.uid) is not None:
-                self._cache.confirm(allocation)
-        return True
 
     async def _find(self, ref: ObjectRef) -> Pod:
         """The pod as the watch shows it; asked for where the watch does not know this life."""

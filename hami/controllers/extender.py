@@ -27,8 +27,10 @@ from hami.core.quota import NO_USE
 from hami.core.request import Defaults, read_request, roles_of
 from hami.core.vendor import VendorTable
 from hami.core.verdict import NodeReason, Verdict
+from hami.crashpoints import crash_point
 from hami.errors import StaleSnapshotError, UnfitError
 
+CRASH_POINTS: Final = ("filter.before-hold", "filter.after-hold")
 BUSY_SHARE: Final = 0.25
 """Of a bind's deadline, that may be spent on waiting for other pods while other nodes are free."""
 RANKINGS_KEPT: Final = 32
@@ -106,6 +108,7 @@ class Extender:
         if ranking.best is None:
             self._pending.refused(pod, request, nodes, ranking.failed)
         else:
+            crash_point("filter.before-hold")
             self._hold(pod, request, ranking.best, expires_at=expires_at)
             lacking = self._gangs.hold_for_siblings(pod, request, nodes, expires_at=expires_at)
             if lacking is not None:
@@ -113,6 +116,7 @@ class Extender:
                 return self._refuse_gang(pod, request, nodes, ranking, lacking)
             self._pending.fitted(pod, request, nodes, ranking.best)
             self._remember(pod.metadata.uid, replace(ranking, failed={}))
+            crash_point("filter.after-hold")
         return self._feasible(ranking)
 
     def _busy(self, request: PodRequest) -> frozenset[str]:

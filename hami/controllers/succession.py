@@ -16,6 +16,7 @@ from typing import Final
 
 from hami.controllers.leadership import Leadership, Mandate
 from hami.controllers.leftovers import Leftovers
+from hami.controllers.outcomes import Outcomes
 from hami.controllers.roles import RoleLabel
 from hami.core.cache import AllocationCache, State
 from hami.core.objects import Pod
@@ -40,12 +41,14 @@ class Succession:
         *,
         leadership: Leadership,
         leftovers: Leftovers,
+        outcomes: Outcomes,
         role: RoleLabel,
     ) -> None:
         self._cache = cache
         self._pods = pods
         self._leadership = leadership
         self._leftovers = leftovers
+        self._outcomes = outcomes
         self._role = role
 
     async def take_over(self, mandate: Mandate) -> None:
@@ -66,7 +69,8 @@ class Succession:
         log.info("taken_over", mark=mandate.mark, seconds=seconds, proclaimed=proclaimed)
 
     def resign(self) -> None:
-        """Hold nothing that is not bound."""
+        """Hold nothing that is not bound, and undo nothing any more."""
+        self._outcomes.resign()
         for reservation in tuple(self._cache.reservations()):
             if reservation.state is not State.CONFIRMED:
                 self._cache.release(reservation.allocation.uid)

@@ -18,7 +18,7 @@ older watch event does not undo HELD or RESERVED: only ``forget`` (the pod is go
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hami.core import quota
@@ -140,6 +140,13 @@ class AllocationCache:
         That is the truth, whatever a quota says.
         """
         self._put(allocation, State.CONFIRMED, expires_at=None, init_done=init_done)
+
+    def keep(self, uid: str) -> None:
+        """Let what is held or reserved for the pod not expire: the caller will end it."""
+        current = self._by_pod.get(uid)
+        if current is not None:
+            self._by_pod[uid] = replace(current, expires_at=None)
+            self._expiring.pop(uid, None)
 
     def release(self, uid: str) -> bool:
         """End a hold or a reservation; a confirmed one stands. Returns whether anything ended."""

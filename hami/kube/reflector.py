@@ -62,7 +62,7 @@ class Reflector(Generic[T]):
         inactivity_seconds: float | None = None,
         watch_seconds: float | None = None,
         max_line_bytes: int = MAX_LINE_BYTES,
-        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        backoff: Backoff | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         """What is not given comes from the client's settings.
@@ -93,6 +93,7 @@ class Reflector(Generic[T]):
         self._inactivity_seconds = inactivity_seconds or settings.watch_silence_seconds
         self._watch_seconds = watch_seconds or settings.watch_timeout_seconds
         self._max_line_bytes = max_line_bytes
+        backoff = backoff or Backoff(cap_seconds=settings.watch_retry_cap_seconds)
         self._delays = Delays(backoff, uniform=uniform)
         self._uniform = uniform
         self._heard_at = time.monotonic()

@@ -20,21 +20,11 @@ from hami.core import codec
 from hami.core.cache import AllocationCache
 from hami.core.objects import Node, Pod
 from hami.core.vendors.nvidia import NVIDIA
-from hami.kube.events import EventRecorder
 from tests.support.builders import VENDORS
 from tests.support.controller import gpus, node_object, pod_object
+from tests.support.silent import Silent
 
 NODES = ("n0", "n1")
-
-
-class Silent(EventRecorder):
-    """Records what is said and sends nothing."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def record(self, ref: Any, reason: str, message: str, *, type: Any = "Normal") -> None:
-        self.said.append(reason)
 
 
 class Watcher:

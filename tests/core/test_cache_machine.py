@@ -7,7 +7,7 @@ node changed since, the pod is bound, or a quota would be broken; replaying a ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import settings
@@ -230,6 +230,12 @@ class CacheMachine(RuleBasedStateMachine):
         generations = self.cache.table.generation(node), self.cache.quotas.generation
         self.cache.confirm(allocation, init_done=init_done)
         assert (self.cache.table.generation(node), self.cache.quotas.generation) == generations
+
+    @rule(uid=uids)
+    def keep(self, uid: str) -> None:
+        self.cache.keep(uid)
+        if uid in self.held:
+            self.held[uid] = replace(self.held[uid], expires_at=None)
 
     @rule(uid=uids)
     def release(self, uid: str) -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from hami.sandbox.apiserver import ApiServer, Distortion, Drop, Fault
+from tests.support.kube import until
 from tests.support.rest import MERGE_PATCH, Rest, make_pod
 
 PODS = "/api/v1/namespaces/default/pods"
@@ -178,3 +179,19 @@ async def test_server_that_is_down_cuts_all_connections(rest: Rest) -> None:
     rest.server.faults.clear()
 
     assert (await rest.get(PODS))["items"] == []
+
+
+async def test_early_cut_leaves_the_request_to_be_handled_later(rest: Rest) -> None:
+    pod = await rest.post(PODS, make_pod())
+    rest.server.faults.add(
+        Fault(verb="patch", resource="pods", drop=Drop.EARLY, delay_seconds=0.1, times=1)
+    )
+
+    with pytest.raises(aiohttp.ClientError):
+        await rest.patch(f"{PODS}/web", LABEL, MERGE_PATCH)
+    assert rest.server.store.get("pods", "web") == pod, "nothing has happened yet"
+
+    async def happened() -> bool:
+        return bool((await rest.get(f"{PODS}/web"))["metadata"].get("labels") == {"a": "b"})
+
+    await until(happened)

@@ -39,6 +39,7 @@ class Drop(StrEnum):
 
     BEFORE = "before the request is handled"
     AFTER = "after it was handled: the write happened, the client cannot know"
+    EARLY = "at once, and the request is handled ``delay_seconds`` later all the same"
 
 
 class Distortion(StrEnum):

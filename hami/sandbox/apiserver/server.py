@@ -5,6 +5,7 @@ Owns the lifetime of the HTTP server and the composition of its parts.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import ssl
@@ -194,10 +195,12 @@ class ApiServer:
             raise answers.path_not_found()
         self.requests[target.verb, target.resource] += 1
         fault = self.faults.find(target)
+        if fault is not None and fault.drop is Drop.EARLY:
+            await _outlive_client(request)
         await _fail_before(target, fault)
         call = Call(request=request, target=target, user=user, fault=fault)
         response = await self._api.answer(call)
-        if fault is not None and fault.drop is Drop.AFTER:
+        if fault is not None and fault.drop in (Drop.AFTER, Drop.EARLY):
             raise ConnectionDroppedError("an injected fault cut the connection")
         return response
 
@@ -224,6 +227,19 @@ class ApiServer:
             if addresses and ports:
                 return addresses[0]["ip"], ports[0]["port"]
         return None
+
+
+async def _outlive_client(request: web.Request) -> None:
+    """Cut the connection and go on: that the client has gone is told as one cancellation."""
+    await request.read()
+    task = asyncio.current_task()
+    if request.transport is None or task is None:
+        return
+    request.transport.abort()
+    try:
+        await anyio.sleep(_FINISH_SECONDS)
+    except asyncio.CancelledError:
+        task.uncancel()
 
 
 async def _fail_before(target: Target, fault: Fault | None) -> None:
