@@ -176,7 +176,7 @@ class OwnProcess:
             self.process.process.kill()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_killed_at_random_while_all_else_goes_wrong(tmp_path: Path) -> None:
     chosen = machine.seed()
     chance = Random(chosen)

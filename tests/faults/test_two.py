@@ -120,7 +120,7 @@ def candidate(server: ApiServer, directory: Path) -> Settings:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_two_of_which_one_leads(tmp_path: Path) -> None:
     chosen = machine.seed()
     async with ApiServer(fault_seed=chosen).running() as server:
