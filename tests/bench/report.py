@@ -133,6 +133,20 @@ def _cold_start(measured: Figures) -> str:
     return table(head, rows)
 
 
+def _failover(measured: Figures) -> str:
+    row = measured["figures"]
+    return table(
+        ("", "p50", "longest"),
+        [
+            ("the leader stops", *(f"{row[f'given_back_{key}_ms']} ms" for key in ("p50", "max"))),
+            (
+                "the leader is killed, from when its Lease is over",
+                *(f"{row[f'killed_{key}_ms']} ms" for key in ("p50", "max")),
+            ),
+        ],
+    )
+
+
 def _one_node(measured: Figures) -> str:
     row = measured["figures"]["one node"]
     running = row["running"]
@@ -203,6 +217,7 @@ TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "storm": ("storm", _storm),
     "memory": ("memory", _memory),
     "cold-start": ("cold_start", _cold_start),
+    "failover": ("failover", _failover),
     "one-node": ("burst", _one_node),
     "identical": ("burst", _identical),
     "start": ("start", _start),
