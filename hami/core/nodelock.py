@@ -115,16 +115,17 @@ def why_stale(
         lock: As read; None where it cannot be.
         owner: The pod it names; None where there is none of that name now.
         node: Where the lock is.
-        age_seconds: By the time it carries.
+        age_seconds: By the time it carries; clocks jump, so where its pod can be asked it is not
+            believed.
         seen_seconds: For how long it has been seen as it is, whatever its time says.
         terms: How long locks stand.
     """
     if lock is None:
         return Stale.MALFORMED if seen_seconds >= GRACE_SECONDS else None
-    if max(age_seconds, seen_seconds) > terms.timeout_seconds:
+    if seen_seconds > terms.timeout_seconds:
         return Stale.EXPIRED
-    if not lock.owner:
-        return None
+    if not lock.owner:  # nobody to ask, so its own time is believed
+        return Stale.EXPIRED if age_seconds > terms.timeout_seconds else None
     if owner is None:
         return Stale.GONE
     if owner.finished:

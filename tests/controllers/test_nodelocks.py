@@ -344,6 +344,7 @@ async def test_lock_of_a_bound_pod_is_its_agents(scene: Any) -> None:
         await s.locks.take(ref, "n")
         s.locks.leave(ref.uid)
         await s.change_pod("p", node="n", phase="allocating")
+        await s.locks.clean()
         s.clock += 299
         await s.locks.clean()
         assert s.lock is not None
@@ -356,7 +357,8 @@ async def test_lock_of_a_bound_pod_is_its_agents(scene: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("2026-08-21T07:10:03Z,default,other", 0),
+        ("2026-08-21T07:10:03Z,default,other", 301),
+        ("2026-08-21T07:10:03Z", 0),
         ("2026-08-21T07:15:04Z,default,gone", 0),
         ("locked", 10),
     ],
