@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
 import statistics
 import sys
@@ -23,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hami.sandbox.apiserver import ApiServer
-from tests.bench import crowd
+from tests.bench import crowd, harness
 from tests.support.commands import Process
 from tests.support.controller import Controller, controller_process, pod_object
 from tests.support.leaders import candidate_settings, leads
@@ -142,13 +141,12 @@ async def main(arguments: list[str]) -> None:
     parser.add_argument("--nodes", type=int, default=500)
     parser.add_argument("--pods", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    harness.add_json(parser)
     options = parser.parse_args(arguments)
     result = await measure(options.nodes, options.pods, options.rounds)
     for key, value in result.items():
         print(f"{key:<18} {value:>10}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
+    harness.write_json(options.json, result)
 
 
 if __name__ == "__main__":
