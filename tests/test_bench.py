@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,18 @@ def test_only_what_was_measured_is_written_anew() -> None:
     assert "old" not in written
     assert "kept" in written
     assert report.fill(written, measured) == written
+
+
+def test_every_table_has_its_place_on_the_page() -> None:
+    page = (DOCS / "performance.md").read_text()
+
+    assert sorted(re.findall(r"<!-- measured: ([-a-z]+) -->", page)) == sorted(report.TABLES)
+
+
+def test_every_benchmark_writes_its_figures_where_it_is_told() -> None:
+    """As ``scripts/bench`` tells each of them."""
+    for file in (DOCS.parent / "tests" / "bench").glob("bench_*.py"):
+        assert "harness.write_json(options.json" in file.read_text(), file.name
 
 
 def test_the_page_shows_the_figures_that_are_kept() -> None:

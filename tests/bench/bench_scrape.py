@@ -36,6 +36,7 @@ from hami.core.objects import Pod
 from hami.kube.metrics import KubeMetrics
 from hami.kube.store import Store
 from hami.metrics import Metric
+from tests.bench import harness
 from tests.support.builders import VENDORS, given, make_allocation, make_devices
 
 DEVICES = 8
@@ -101,10 +102,11 @@ def confirm(cache: AllocationCache, pod: int, node: int) -> None:
     cache.confirm(make_allocation([share], uid=f"uid-{pod:06}", node=node_name(node)))
 
 
-def timed(what: str, call: Callable[[], Any]) -> Any:
+def timed(figures: dict[str, float], what: str, call: Callable[[], Any]) -> Any:
     started = time.process_time()
     result = call()
-    print(f"{what:<10} {time.process_time() - started:8.3f} s", flush=True)
+    figures[what] = round(time.process_time() - started, 3)
+    print(f"{what:<14} {figures[what]:8.3f} s", flush=True)
     return result
 
 
@@ -112,7 +114,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--pods", type=int, default=30_000)
+    harness.add_json(parser)
     options = parser.parse_args(arguments)
+    figures: dict[str, float] = {}
     cache = cluster(options.nodes, options.pods)
     registry, own = CollectorRegistry(), CollectorRegistry()
     pods: Store[Pod] = Store("pods", metrics=KubeMetrics(own))
@@ -123,16 +127,17 @@ def main(arguments: list[str]) -> None:
     def scrape() -> list[bytes]:
         return [generate_latest(registry), *exporter.text()]
 
-    timed("copy", exporter.copy)
-    size = sum(map(len, timed("first", scrape)))
+    timed(figures, "first copy", exporter.copy)
+    size = sum(map(len, timed(figures, "first scrape", scrape)))
     for node in range(0, options.nodes, 50):
         confirm(cache, options.pods + node, node)
-    timed("copy", exporter.copy)
-    timed("next", scrape)
+    timed(figures, "next copy", exporter.copy)
+    timed(figures, "next scrape", scrape)
     library = CollectorRegistry()
     library.register(WithLibrary(cache))
-    timed("library", lambda: generate_latest(library))
+    timed(figures, "library", lambda: generate_latest(library))
     print(f"{size / 2**20:.0f} MiB of text")
+    harness.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

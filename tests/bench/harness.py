@@ -264,7 +264,6 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory.split()[1]) / 2**20),
         "python": platform.python_version(),
-        "kernel": platform.release(),
         "load": round(os.getloadavg()[0], 1),
     }
 
