@@ -7,7 +7,7 @@ in the order in which they run and takes devices for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,7 +22,6 @@ from hami.core.device import (
     Role,
     Selection,
     SortKey,
-    VendorName,
 )
 from hami.core.instances import Demand, demand
 from hami.core.table import Bools, Columns, Floats, Ints, Snapshot
@@ -215,8 +214,6 @@ class Placement:
     """Of that step (see ``ask``); 0 where all found enough."""
     misses: Floats
     """How far each node is from holding the pod (see ``_miss``); 0 where it does."""
-    memory: Mapping[VendorName, Ints]
-    """MiB of each vendor that the pod takes at most at one time, as quotas count."""
 
 
 def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placement:
@@ -234,7 +231,6 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
     failed_step = np.full(feasible.shape, -1, np.int64)
     all_codes = np.full(snapshot.columns.present.shape, FITS, np.uint8)
     misses = np.zeros(feasible.shape, np.float64)
-    sums = _Sums(len(feasible))
     asked = [
         (position, container, request)
         for position, container in enumerate(pod.containers)
@@ -255,7 +251,6 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
             misses[failed] = _miss(question, codes)[failed]
         feasible &= enough
         stays = container.role is not Role.INIT
-        sums.add(request, np.where(units > 0, question.memory, 0).max(axis=1), stays=stays)
         taken, order = np.zeros_like(units), None
         if need_devices or (stays and _asked_again(request, asked[len(steps) + 1 :])):
             taken, order = _take(question, units)
@@ -271,32 +266,7 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
         failed_step=failed_step,
         codes=all_codes,
         misses=misses,
-        memory=sums.peaks,
     )
-
-
-class _Sums:
-    """What a pod takes of each vendor's memory at most at one time, node by node."""
-
-    def __init__(self, nodes: int) -> None:
-        self._nothing = np.zeros(nodes, np.int64)
-        self._running: dict[VendorName, Ints] = {}
-        self.peaks: dict[VendorName, Ints] = {}
-
-    def add(self, request: DeviceRequest, largest: Ints, *, stays: bool) -> None:
-        """Count a container's request.
-
-        Args:
-            request: What it asks.
-            largest: MiB that it would take of the node's largest device that may serve it.
-            stays: Whether it runs beside all that come after it.
-        """
-        vendor = request.vendor
-        own = largest if not request.memory else np.full_like(self._nothing, request.memory)
-        beside = self._running.get(vendor, self._nothing) + own * request.count
-        self.peaks[vendor] = np.maximum(self.peaks.get(vendor, self._nothing), beside)
-        if stays:
-            self._running[vendor] = beside
 
 
 def _asked_again(

@@ -18,10 +18,11 @@ import numpy as np
 
 from hami.core import fit, score
 from hami.core.allocation import Allocation, ContainerDevice, Containers, MigShare
-from hami.core.device import NodePolicy, PodRequest, VendorName
+from hami.core.device import MODE_MIG, NodePolicy, PodRequest, VendorName
 from hami.core.quantity import MiB
-from hami.core.quota import Kind, QuotaUse, Room, needs, use_of
+from hami.core.quota import QuotaUse, Room, asks_shares, needs, use_of
 from hami.core.table import Bools, DeviceTable, Floats, Ints
+from hami.core.takings import Taking, takings
 from hami.core.verdict import DeviceVerdict, NodeReason, Reason, Verdict, summary
 
 SIGNATURES_KEPT: Final = 256
@@ -81,8 +82,9 @@ class _Answer:
         self.feasible: Bools = np.zeros(0, np.bool_)
         self.scores: Floats = np.zeros(0, np.float64)
         self.misses: Floats = np.zeros(0, np.float64)
-        self.memory: dict[VendorName, Ints] = {}
-        """MiB of each vendor that the pod takes on a node, as quotas count."""
+        self.takings: dict[VendorName, Taking] = {}
+        """What the pod takes where it fits, as quotas count; of the generations in ``taken_at``."""
+        self.taken_at: Ints = np.zeros(0, np.int64)
         self.reasons: list[str] = []
 
     def grow(self, rows: int) -> None:
@@ -92,9 +94,13 @@ class _Answer:
             self.feasible = np.concatenate([self.feasible, np.zeros(missing, np.bool_)])
             self.scores = np.concatenate([self.scores, np.zeros(missing)])
             self.misses = np.concatenate([self.misses, np.zeros(missing)])
-            self.memory = {
-                vendor: np.concatenate([own, np.zeros(missing, np.int64)])
-                for vendor, own in self.memory.items()
+            self.taken_at = np.concatenate([self.taken_at, np.full(missing, -1, np.int64)])
+            self.takings = {
+                vendor: Taking(
+                    memory=np.concatenate([own.memory, np.zeros(missing, np.int64)]),
+                    cores=np.concatenate([own.cores, np.zeros(missing, np.int64)]),
+                )
+                for vendor, own in self.takings.items()
             }
             self.reasons += [""] * missing
 
@@ -126,7 +132,7 @@ class Placer:
             names[i]: answer.reasons[row] if row >= 0 else NodeReason.UNREGISTERED.value
             for i, row in zip(np.flatnonzero(~fits).tolist(), rows[~fits].tolist(), strict=True)
         }
-        if room is not None:
+        if room is not None and fits.any():
             over = fits & self._beyond(room, request, answer, rows)
             failed |= dict.fromkeys(compress(names, over.tolist()), NodeReason.QUOTA.value)
             fits &= ~over
@@ -176,14 +182,26 @@ class Placer:
 
     def _beyond(self, room: Room, request: PodRequest, answer: _Answer, rows: Ints) -> Bools:
         """Marks of the rows on which the pod would take more than its namespace may."""
+        if not asks_shares(request) and not self._table.words.knows(MODE_MIG):
+            return np.full(len(rows), bool(room.lacks(needs(request))))
+        self._settle_takings(answer, request)
         over = np.zeros(len(rows), np.bool_)
-        for vendor, need in needs(request).items():
-            cores, memory = room.of(vendor, Kind.CORES), room.of(vendor, Kind.MEMORY)
-            if cores is not None and need.cores > 0 and cores < need.cores:
-                over[:] = True
-            if memory is not None and vendor in answer.memory:
-                over |= answer.memory[vendor][rows] > max(memory, 0)
+        for ceiling, left in room.left:
+            taking = answer.takings.get(ceiling.vendor)
+            if taking is not None:
+                over |= taking.of(ceiling.kind)[rows] > max(left, 0)
         return over
+
+    def _settle_takings(self, answer: _Answer, request: PodRequest) -> None:
+        """Find what the pod takes on the nodes that it fits and that have changed."""
+        stale = (answer.taken_at != answer.generations) & answer.feasible
+        rows = np.flatnonzero(stale)
+        if not rows.size:
+            return
+        for vendor, found in takings(self._table.copy(rows), request).items():
+            kept = answer.takings.setdefault(vendor, Taking.nothing(len(answer.reasons)))
+            kept.memory[rows], kept.cores[rows] = found.memory, found.cores
+        answer.taken_at[rows] = answer.generations[rows]
 
     def _answer(self, request: PodRequest) -> _Answer:
         answer = self._answers.get(request)
@@ -207,10 +225,6 @@ class Placer:
         answer.feasible[rows] = result.feasible
         answer.scores[rows] = score.node_scores(snapshot.columns)
         answer.misses[rows] = result.misses
-        for vendor, memory in result.memory.items():
-            if vendor not in answer.memory:
-                answer.memory[vendor] = np.zeros(len(answer.reasons), np.int64)
-            answer.memory[vendor][rows] = memory
         answer.generations[rows] = snapshot.generations
         self._explain(answer, rows, result)
 
