@@ -132,20 +132,6 @@ def _cold_start(measured: Figures) -> str:
     return table(head, rows)
 
 
-def _failover(measured: Figures) -> str:
-    row = measured["figures"]
-    return table(
-        ("", "p50", "longest"),
-        [
-            ("the leader stops", *(f"{row[f'given_back_{key}_ms']} ms" for key in ("p50", "max"))),
-            (
-                "the leader is killed, from when its Lease is over",
-                *(f"{row[f'killed_{key}_ms']} ms" for key in ("p50", "max")),
-            ),
-        ],
-    )
-
-
 def _one_node(measured: Figures) -> str:
     row = measured["figures"]["one node"]
     running = row["running"]
@@ -245,7 +231,6 @@ TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "preemption": ("preemption", _preemption),
     "topology": ("topology", _topology),
     "scrape": ("scrape", _scrape),
-    "failover": ("failover", _failover),
 }
 
 
