@@ -334,6 +334,7 @@ async def test_a_pod_that_another_declared_failed_ends_and_keeps_the_reason() ->
     async with open_node() as bench:
         await bench.create(make_pod("a", container(run="echo $$$$; exec sleep 1000")))
         pid = int(await bench.logged("a", "\n"))
+        await bench.pod("a", lambda pod: pod["status"].get("phase") == "Running")
 
         status = {"phase": "Failed", "reason": "Misplaced", "message": "it runs elsewhere"}
         await bench.client.patch(
