@@ -144,7 +144,10 @@ class Twins:
     def busy(self, keys: frozenset[Key], *, seconds: float) -> frozenset[str]:
         """The nodes on which one more such pod would wait longer."""
         return frozenset(
-            node for node in self._nodes if self.expected_wait(node=node, keys=keys) > seconds
+            node
+            for node, lane in self._nodes.items()
+            if len(lane.flights) * lane.seconds > seconds
+            and self.expected_wait(node=node, keys=keys) > seconds
         )
 
     def expected_wait(self, *, node: str, keys: frozenset[Key]) -> float:

@@ -53,6 +53,8 @@ class Ranking:
 
     def without(self, nodes: Collection[str], reason: str) -> Ranking:
         """The same without these nodes, which fail for this reason; unless no node were left."""
+        if not nodes:
+            return self
         kept = [i for i, name in enumerate(self.feasible) if name not in nodes]
         if not kept or len(kept) == len(self.feasible):
             return self
@@ -143,7 +145,7 @@ class Placer:
             feasible=feasible,
             preference=preference,
             failed=failed,
-            best=_first_of_the_best(feasible, preference),
+            best=self._first_of_the_best(rows[fits], preference),
         )
 
     def choose(
@@ -161,6 +163,12 @@ class Placer:
         if room is not None and (lacks := room.lacks(_use_of(request, containers))):
             return Verdict(node=node, reason=NodeReason.QUOTA, note=str(lacks[0]))
         return Choice(node=node, generation=int(snapshot.generations[0]), containers=containers)
+
+    def _first_of_the_best(self, rows: Ints, preference: Floats) -> str | None:
+        if not rows.size:
+            return None
+        top = rows[preference == preference.max()]
+        return self._table.names[int(top[self._table.places_by_name()[top].argmin()])]
 
     def nearest(
         self, request: PodRequest, nodes: Iterable[str], *, count: int

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -138,6 +139,7 @@ class DeviceTable:
         self._rows_with: dict[DeviceUuid, frozenset[int]] = {}
         self._free: list[int] = []
         self._generation = 0
+        self._by_name: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
         self._asked: tuple[tuple[str, ...], int, Ints] = ((), 0, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
@@ -278,10 +280,18 @@ class DeviceTable:
         """
         asked, layout, rows = self._asked
         if asked is not names or layout != self.layout:
-            get = self.rows.get
-            rows = np.fromiter((get(name, -1) for name in names), np.int64, len(names))
+            rows = np.fromiter(map(self.rows.get, names, repeat(-1)), np.int64, len(names))
             self._asked = names, self.layout, rows
         return rows
+
+    def places_by_name(self) -> Ints:
+        """For each row where its node comes among all nodes by name. Treat as read-only."""
+        layout, places = self._by_name
+        if layout != self.layout:
+            places = np.zeros(len(self), np.int64)
+            places[[row for _, row in sorted(self.rows.items())]] = np.arange(len(self.rows))
+            self._by_name = self.layout, places
+        return places
 
     def places(self, uuids: Iterable[str]) -> list[tuple[int, int]]:
         """Every (row, column) that holds one of the devices."""
