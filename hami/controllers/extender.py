@@ -157,6 +157,8 @@ class Extender:
                 return dict.fromkeys(nodes, 0)
             ranking = self._placer.rank(request, nodes)
         scores = ranking.priorities()
+        if len(scores) == len(nodes) and ranking.feasible == nodes:
+            return scores
         return {node: scores.get(node, 0) for node in nodes}
 
     def _take_back(self, pod: Pod) -> float:

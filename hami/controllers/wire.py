@@ -160,7 +160,7 @@ def encode_filter_error(message: str) -> bytes:
 
 def encode_priorities(scores: Mapping[str, int]) -> bytes:
     """The answer of prioritize."""
-    return _ENCODER.encode([_HostPriority(host, score) for host, score in scores.items()])
+    return _ENCODER.encode(list(map(_HostPriority, scores.keys(), scores.values())))
 
 
 def encode_bind(message: str) -> bytes:
