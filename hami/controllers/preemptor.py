@@ -1,0 +1,488 @@
+"""Has pods of lower priority make room for one that fits nowhere.
+
+kube-scheduler never finds victims for devices (docs/preemption.md), so the leader looks for them
+itself: pods that filter refused, one after the other in order of priority and age. The search works
+on a copy of the table in a thread; what it finds is looked at again here, held for the pod
+(``nominations``) and only then evicted. Eviction is all or nothing as far as that can be told
+before: of several victims each is tried as a dry run first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NoReturn
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup, TaskStatus
+
+from hami.config import ControllerSettings
+from hami.controllers.counters import ControllerCounters
+from hami.controllers.leadership import Mandate
+from hami.controllers.nominations import Nomination, Nominations
+from hami.controllers.occupants import Occupants, grace_seconds
+from hami.controllers.pending import PREEMPTION, Asked, Entry, Outcome, PendingPods
+from hami.controllers.waiting import Turn
+from hami.core import preemption
+from hami.core.allocation import Allocation
+from hami.core.cache import AllocationCache, Reservation
+from hami.core.device import PodRequest
+from hami.core.gang import gang_of
+from hami.core.objects import Pod
+from hami.core.placement import Choice, Placer
+from hami.core.preemption import Plan
+from hami.core.table import DeviceTable
+from hami.core.victims import Budget, Victim
+from hami.errors import (
+    ConflictError,
+    HamiError,
+    NotFoundError,
+    NotLeaderError,
+    QuotaExceededError,
+    ThrottledError,
+)
+from hami.kube import patching
+from hami.kube.client import Guard, KubeClient
+from hami.kube.events import EventRecorder
+from hami.kube.informer import Informer
+from hami.kube.resources import PODS, ObjectRef
+from hami.logs import get_logger
+
+log = get_logger(__name__)
+
+CAPACITY: Final = 1024
+"""Pods that wait to be looked at; what is left out, a review finds."""
+DEBOUNCE_SECONDS: Final = 0.2
+"""What fits nowhere now may fit in a moment; and the most important of a burst goes first."""
+PAUSE_SECONDS: Final = 0.2
+"""Between two searches."""
+REVIEW_SECONDS: Final = 30.0
+"""So often all that wait are looked at: a budget may allow more, less important pods have come."""
+VAIN_SECONDS: Final = 10.0
+"""For so long a search that found nothing is not made again for a pod that asks the same."""
+VAIN_KEPT: Final = 256
+RETRY_SECONDS: Final = 10.0
+MAX_RETRY_SECONDS: Final = 600.0
+"""A pod for which others have gone waits so long before more do, twice as long each time."""
+MARGIN_SECONDS: Final = 15.0
+"""A node is held so much longer than its victims' grace."""
+LONGEST_HOLD_SECONDS: Final = 600.0
+IN_FLIGHT: Final = 4
+"""Plans that are carried out at once."""
+NAMED: Final = 3
+"""Victims in words for people; more are counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """A pod for which others may have to go."""
+
+    entry: Entry
+    pod: Pod
+    request: PodRequest
+    priority: int
+    asked: Asked
+    nodes: tuple[str, ...]
+
+    @property
+    def uid(self) -> str:
+        return self.pod.metadata.uid
+
+    @property
+    def signature(self) -> tuple[PodRequest, int, Asked]:
+        """What the search depends on, apart from the cluster."""
+        return self.request, self.priority, self.asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A plan that is being carried out."""
+
+    case: _Case
+    nomination: Nomination
+    victims: tuple[Victim, ...]
+    guard: Guard
+
+
+class Preemptor:
+    """Looks for victims, and has them evicted."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        pods: Informer[Pod],
+        cache: AllocationCache,
+        placer: Placer,
+        pending: PendingPods,
+        *,
+        occupants: Occupants,
+        nominations: Nominations,
+        settings: ControllerSettings,
+        recorder: EventRecorder,
+        counters: ControllerCounters,
+        mandate: Callable[[], Mandate],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is looked at until ``run``.
+
+        Args:
+            client: Where pods are evicted.
+            pods: All pods.
+            cache: What is held.
+            placer: Over the same cache's table.
+            pending: Who waits, and is told what is done about it.
+            occupants: Who might go.
+            nominations: Where devices are held meanwhile.
+            settings: Whether to do it at all.
+            recorder: Tells preemptors and victims.
+            counters: Of what came of it.
+            mandate: The present reign; raises unless this process leads.
+            clock: Of the holds.
+        """
+        self._client = client
+        self._pods = pods
+        self._cache = cache
+        self._placer = placer
+        self._pending = pending
+        self._occupants = occupants
+        self._nominations = nominations
+        self._settings = settings
+        self._recorder = recorder
+        self._counters = counters
+        self._mandate = mandate
+        self._clock = clock
+        self._queue: dict[str, tuple[float, Turn]] = {}
+        """When each pod may be looked at, and its turn among those that may."""
+        self._tries: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """How often others have gone for a pod, and before when no more do."""
+        self._vain: OrderedDict[tuple[PodRequest, int, Asked], float] = OrderedDict()
+        self._wake = anyio.Event()
+        self._slots = anyio.Semaphore(IN_FLIGHT)
+
+    # -- whose turn it is --------------------------------------------------------------------
+
+    def consider(self, uid: str) -> None:
+        """Filter refused the pod. Costs nothing where nothing less important is bound."""
+        entry = self._pending.get(uid)
+        if entry is None or not self._settings.preemption or uid in self._queue:
+            return
+        if not self._occupants.any_below(-entry.turn.priority):
+            return
+        _, not_before = self._tries.get(uid, (0, 0.0))
+        self._queue[uid] = max(self._clock() + DEBOUNCE_SECONDS, not_before), entry.turn
+        if len(self._queue) > CAPACITY:
+            del self._queue[max(self._queue, key=lambda other: self._queue[other][1])]
+        self._wake.set()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Preempt for ever."""
+        task_status.started()
+        next_review = self._clock() + REVIEW_SECONDS
+        async with anyio.create_task_group() as tasks:
+            while True:
+                dues = [due for due, _ in self._queue.values()]
+                end = min([next_review, self._nominations.next_end(), *dues])
+                with anyio.move_on_after(max(0.0, end - self._clock())):
+                    await self._wake.wait()
+                self._wake = anyio.Event()
+                self._end_the_expired(tasks)
+                if self._clock() >= next_review:
+                    next_review = self._clock() + REVIEW_SECONDS
+                    self._review()
+                uid = self._next()
+                if uid is not None and await self._look_at(uid, tasks):
+                    await anyio.sleep(PAUSE_SECONDS)
+        raise AssertionError("unreachable: looks until cancelled")
+
+    def _next(self) -> str | None:
+        """The most important pod that may be looked at."""
+        now = self._clock()
+        due = [(turn, uid) for uid, (at, turn) in self._queue.items() if at <= now]
+        if not due:
+            return None
+        _, uid = min(due)
+        del self._queue[uid]
+        return uid
+
+    def _review(self) -> None:
+        for entry in self._pending.entries()[:CAPACITY]:
+            if entry.decision.outcome is Outcome.UNFIT:
+                self.consider(entry.ref.uid)
+
+    def _end_the_expired(self, tasks: TaskGroup) -> None:
+        """Pods that did not come for what was held; they may have another try, later."""
+        for nomination in self._nominations.expired():
+            uid, allocation = nomination.allocation.uid, nomination.allocation
+            log.info("nomination_expired", pod=allocation.pod, node=allocation.node)
+            self._counters.preemptions.labels("expired").inc()
+            self._pending.note(uid, PREEMPTION, "")
+            self.consider(uid)
+            try:
+                guard = self._mandate().require
+            except NotLeaderError:
+                continue
+            ref = ObjectRef(
+                resource=PODS, name=allocation.name, namespace=allocation.namespace, uid=uid
+            )
+            tasks.start_soon(self._say_node, ref, None, guard, name=f"nomination {ref}")
+
+    # -- who has to go -----------------------------------------------------------------------
+
+    async def _look_at(self, uid: str, tasks: TaskGroup) -> bool:
+        """Find victims for the pod, and have them go; whether there was a search."""
+        case = self._case(uid)
+        if case is None or self._vain.get(case.signature, 0.0) > self._clock():
+            return False
+        await self._slots.acquire()
+        started = False
+        try:
+            guard = self._mandate().require
+            plan = await self._search(case)
+            case = self._case(uid)  # is it still so?
+            if case is not None:
+                job = self._settle(case, plan, guard)
+                if job is not None:
+                    name = f"preemption for {case.pod.key}"
+                    tasks.start_soon(self._carry_out, job, name=name)
+                    started = True
+        except NotLeaderError:
+            return False
+        finally:
+            if not started:
+                self._slots.release()
+        return True
+
+    def _case(self, uid: str) -> _Case | None:
+        """The pod, if others may be made to go for it."""
+        entry = self._pending.get(uid)
+        if entry is None or entry.request is None or not self._settings.preemption:
+            return None
+        asked, request = entry.decision.asked, entry.request
+        if entry.decision.outcome is not Outcome.UNFIT or asked is None:
+            return None
+        pod = self._pods.get(entry.ref.namespace, entry.ref.name)
+        if pod is None or pod.metadata.uid != uid or not _may_preempt(pod):
+            return None
+        priority = pod.spec.priority or 0
+        if self._cache.get(uid) is not None or not self._occupants.any_below(priority):
+            return None
+        if self._cache.lack(entry.ref.namespace, request) is not None:
+            return None  # the quota is in the way, and nobody's end changes that
+        nodes = asked.among(self._cache.table, tuple(self._cache.table.rows))
+        return _Case(
+            entry=entry, pod=pod, request=request, priority=priority, asked=asked, nodes=nodes
+        )
+
+    async def _search(self, case: _Case) -> Plan | None:
+        """The plan for the cluster as it is now, but for the pods that end already."""
+        victims = self._occupants.victims(case.nodes, below=case.priority)
+        ending = self._occupants.ending()
+        ending = {node: ending[node] for node in case.nodes if node in ending}
+        twin = self._cache.table.duplicate()
+        for node, reservations in ending.items():
+            for reservation in reservations:
+                twin.charge(node, reservation.charges, sign=-1)
+        budgets = self._occupants.budgets()
+        return await anyio.to_thread.run_sync(
+            partial(search, twin, case.request, case.priority, victims, budgets, tuple(ending))
+        )
+
+    def _settle(self, case: _Case, plan: Plan | None, guard: Guard) -> _Job | None:
+        """Hold what the plan frees, if it still does; what is left to do then."""
+        room = self._cache.quotas.room(case.pod.metadata.namespace)
+        if self._placer.rank(case.request, case.nodes, room=room).best is not None:
+            return None  # it fits by now, and is called by whoever saw the room
+        if plan is None:
+            self._remember_vain(case)
+            return None
+        going = tuple(v for v in plan.victims if self._occupants.is_victim(v.uid))
+        ending = self._occupants.ending().get(plan.node, [])
+        without = [v.charges for v in going] + [r.charges for r in ending]
+        choice = self._placer.choose(case.request, plan.node, room=room, without=without)
+        if not without or not isinstance(choice, Choice):
+            self._count(case, "stale", node=plan.node)
+            self.consider(case.uid)
+            return None
+        nomination = self._nomination(case, choice, going, ending)
+        try:
+            self._nominations.add(nomination)
+        except QuotaExceededError as error:
+            self._fail(case, None, "failed", str(error))
+            return None
+        self._note_try(case.uid)
+        return _Job(case=case, nomination=nomination, victims=going, guard=guard)
+
+    def _nomination(
+        self,
+        case: _Case,
+        choice: Choice,
+        going: Sequence[Victim],
+        ending: Sequence[Reservation],
+    ) -> Nomination:
+        uids = {v.uid for v in going} | {r.allocation.uid for r in ending}
+        leaving = (self._occupants.pod(uid) for uid in uids)
+        grace = max((grace_seconds(pod) for pod in leaving if pod is not None), default=0.0)
+        lasts = min(grace + MARGIN_SECONDS, LONGEST_HOLD_SECONDS)
+        meta = case.pod.metadata
+        allocation = Allocation(
+            uid=meta.uid,
+            namespace=meta.namespace,
+            name=meta.name,
+            node=choice.node,
+            containers=choice.containers,
+            roles=case.request.roles,
+        )
+        return Nomination(allocation=allocation, victims=uids, expires_at=self._clock() + lasts)
+
+    # -- having them go ----------------------------------------------------------------------
+
+    async def _carry_out(self, job: _Job) -> None:
+        case, node = job.case, job.nomination.node
+        try:
+            await self._evict_all(job)
+        except ThrottledError as error:
+            text = f"node {node} could be had for {_named(job.victims)}, but for a budget: {error}"
+            self._fail(case, job.nomination, "budget", text)
+        except HamiError as error:
+            self._fail(case, job.nomination, "failed", f"preemption on node {node}: {error}")
+        else:
+            self._count(case, "evicted" if job.victims else "awaited", node=node)
+            await self._say_node(case.entry.ref, node, job.guard)
+        finally:
+            self._slots.release()
+
+    async def _evict_all(self, job: _Job) -> None:
+        """Evict the victims; none, where it can be told before that one may not be.
+
+        Raises:
+            ThrottledError: A budget forbids it.
+            HamiError: It could not be done, or is not for this process any more.
+        """
+        case, node = job.case, job.nomination.node
+        if not job.victims:
+            text = f"waits for pods that end on node {node}, which is held for it"
+            self._pending.note(case.uid, PREEMPTION, text)
+            return
+        if len(job.victims) > 1:
+            self._require_budgets(job.victims)
+            for victim in job.victims:
+                await self._evict(job, victim, dry_run=True)
+        text = f"evicts {_named(job.victims)} on node {node}, which is held for it"
+        self._pending.note(case.uid, PREEMPTION, text)
+        number = len(job.victims)
+        words = f"Evicts {number} pod{'s' * (number > 1)} of lower priority on node {node}"
+        self._recorder.record(case.entry.ref, "Preempting", words)
+        for victim in job.victims:
+            await self._evict(job, victim)
+
+    def _require_budgets(self, victims: Sequence[Victim]) -> None:
+        """A dry run tells of each victim alone; of several of one budget, what it allows does.
+
+        Raises:
+            ThrottledError: A budget allows fewer than it covers.
+        """
+        counts: dict[int, int] = {}
+        budgets = self._occupants.budgets()
+        for number in (n for v in victims for n in self._occupants.victim(v.uid).budgets):
+            counts[number] = counts.get(number, 0) + 1
+        for number, count in counts.items():
+            if 1 < count > budgets[number].allowed:
+                raise ThrottledError(
+                    f"it allows {budgets[number].allowed} disruptions, and covers {count} of them"
+                )
+
+    async def _evict(self, job: _Job, victim: Victim, *, dry_run: bool = False) -> None:
+        pod = self._occupants.pod(victim.uid)
+        if pod is None:
+            self._nominations.gone(victim.uid)
+            return
+        ref = ObjectRef.to(PODS, pod)
+        try:
+            await patching.evict(
+                self._client, ref, uid=victim.uid, dry_run=dry_run, guard=job.guard
+            )
+        except (NotFoundError, ConflictError):
+            return  # it is gone, which the watch will show
+        if not dry_run:
+            self._counters.victims.inc()
+            by, node = job.case.uid, job.nomination.node
+            log.info("pod_evicted", pod=pod.key, node=node, preemptor=job.case.pod.key)
+            self._recorder.record(ref, "Preempted", f"Preempted by pod {by} on node {node}")
+
+    async def _say_node(self, ref: ObjectRef, node: str | None, guard: Guard) -> None:
+        """For people and for the scheduler; nothing here depends on it."""
+        try:
+            await patching.nominate(self._client, ref, node=node, guard=guard)
+        except HamiError as error:
+            log.info("pod_not_nominated", pod=str(ref), error=str(error))
+
+    # -- what came of it ---------------------------------------------------------------------
+
+    def _fail(self, case: _Case, nomination: Nomination | None, result: str, text: str) -> None:
+        """Nothing is held any more; there will be another try."""
+        if nomination is not None and self._nominations.get(case.uid) is nomination:
+            self._nominations.withdraw(case.uid)
+        self._pending.note(case.uid, PREEMPTION, text)
+        self._count(case, result, error=text)
+        self._note_try(case.uid)
+        self.consider(case.uid)
+
+    def _count(self, case: _Case, result: str, **details: str) -> None:
+        self._counters.preemptions.labels(result).inc()
+        log.info("preemption", pod=case.pod.key, result=result, **details)
+
+    def _remember_vain(self, case: _Case) -> None:
+        self._count(case, "none")
+        text = "no pods of lower priority could make room"
+        self._pending.note(case.uid, PREEMPTION, text)
+        self._vain[case.signature] = self._clock() + VAIN_SECONDS
+        self._vain.move_to_end(case.signature)
+        if len(self._vain) > VAIN_KEPT:
+            self._vain.popitem(last=False)
+
+    def _note_try(self, uid: str) -> None:
+        number, _ = self._tries.pop(uid, (0, 0.0))
+        pause = min(RETRY_SECONDS * 2.0 ** min(number, 16), MAX_RETRY_SECONDS)
+        self._tries[uid] = number + 1, self._clock() + pause
+        if len(self._tries) > CAPACITY:
+            self._tries.popitem(last=False)
+
+
+def search(
+    table: DeviceTable,
+    request: PodRequest,
+    priority: int,
+    victims: Mapping[str, Sequence[Victim]],
+    budgets: Sequence[Budget],
+    ending: tuple[str, ...],
+) -> Plan | None:
+    """Who has to go; nobody where it is enough to wait on one of the nodes where pods end.
+
+    Args:
+        table: As if those were gone; nobody else's.
+        request: What the pod asks.
+        priority: Its own.
+        victims: The less important pods of each node.
+        budgets: All that they name.
+        ending: Nodes where pods end.
+    """
+    node = Placer(table).rank(request, ending).best if ending else None
+    if node is not None:
+        return Plan(node=node, victims=(), violations=0)
+    return preemption.choose(table, request, priority, victims, budgets)
+
+
+def _may_preempt(pod: Pod) -> bool:
+    """Of a gang one pod alone is of no use, and whether the others fit then, nobody knows."""
+    waits = not pod.spec.node_name and pod.metadata.deletion_timestamp is None
+    return waits and pod.spec.preemption_policy != "Never" and gang_of(pod) is None
+
+
+def _named(victims: Sequence[Victim]) -> str:
+    names = ", ".join(victim.pod for victim in victims[:NAMED])
+    more = len(victims) - NAMED
+    return f"{names} and {more} more" if more > 0 else names
