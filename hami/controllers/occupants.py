@@ -37,7 +37,11 @@ class _Covering:
 
 
 class Occupants:
-    """Bound pods and the budgets that cover them."""
+    """Bound pods and the budgets that cover them.
+
+    Attributes:
+        numbering: Moves when budgets change their positions, by which victims name them.
+    """
 
     def __init__(self, cache: AllocationCache, *, counters: ControllerCounters) -> None:
         """Nobody is bound.
@@ -54,6 +58,7 @@ class Occupants:
         self._ending: dict[str, None] = {}
         self._victims: dict[str, Victim] = {}
         self._budgets: dict[tuple[str, str], _Covering] = {}
+        self.numbering = 0
         self._numbered: dict[str, list[tuple[int, Selector]]] = {}
         """For each namespace its budgets, by position among all."""
 
@@ -114,6 +119,7 @@ class Occupants:
 
     def _number_budgets(self) -> None:
         """Positions have moved, so what was made of pods counts no more."""
+        self.numbering += 1
         self._victims.clear()
         self._numbered.clear()
         for number, ((namespace, _), budget) in enumerate(self._budgets.items()):
@@ -126,7 +132,7 @@ class Occupants:
         return any(other < priority for other in self._priorities)
 
     def budgets(self) -> tuple[Budget, ...]:
-        """All budgets; victims name them by position. One moment's victims go with one moment's."""
+        """All budgets, in the order of their positions."""
         return tuple(Budget(allowed=max(b.allowed, 0)) for b in self._budgets.values())
 
     def victims(self, nodes: Iterable[str], *, below: int) -> dict[str, list[Victim]]:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
@@ -43,6 +44,7 @@ from hami.errors import (
     NotFoundError,
     NotLeaderError,
     QuotaExceededError,
+    StaleSnapshotError,
     ThrottledError,
 )
 from hami.kube import patching
@@ -73,6 +75,8 @@ MARGIN_SECONDS: Final = 15.0
 LONGEST_HOLD_SECONDS: Final = 600.0
 IN_FLIGHT: Final = 4
 """Plans that are carried out at once."""
+NODES_AT_ONCE: Final = 128
+"""Of so many nodes the victims are looked up before others get their turn."""
 NAMED: Final = 3
 """Victims in words for people; more are counted."""
 
@@ -251,6 +255,10 @@ class Preemptor:
                     started = True
         except NotLeaderError:
             return False
+        except StaleSnapshotError as error:
+            log.info("preemption_stale", uid=uid, error=str(error))
+            self._counters.preemptions.labels("stale").inc()
+            self.consider(uid)
         finally:
             if not started:
                 self._slots.release()
@@ -278,15 +286,29 @@ class Preemptor:
         )
 
     async def _search(self, case: _Case) -> Plan | None:
-        """The plan for the cluster as it is now, but for the pods that end already."""
-        victims = self._occupants.victims(case.nodes, below=case.priority)
+        """The plan for the cluster as it is now, but for the pods that end already.
+
+        What changes in between may spoil it; so it is asked again before anything is done.
+
+        Raises:
+            StaleSnapshotError: So much has changed that nothing can be said.
+        """
+        numbering = self._occupants.numbering
+        await anyio.lowlevel.checkpoint()
         ending = self._occupants.ending()
         ending = {node: ending[node] for node in case.nodes if node in ending}
         twin = self._cache.table.duplicate()
         for node, reservations in ending.items():
             for reservation in reservations:
                 twin.charge(node, reservation.charges, sign=-1)
+        victims: dict[str, list[Victim]] = {}
+        for first in range(0, len(case.nodes), NODES_AT_ONCE):
+            part = case.nodes[first : first + NODES_AT_ONCE]
+            victims |= self._occupants.victims(part, below=case.priority)
+            await anyio.lowlevel.checkpoint()
         budgets = self._occupants.budgets()
+        if numbering != self._occupants.numbering:
+            raise StaleSnapshotError("disruption budgets came or went during the search")
         return await anyio.to_thread.run_sync(
             partial(search, twin, case.request, case.priority, victims, budgets, tuple(ending))
         )

@@ -201,7 +201,7 @@ async def test_the_hold_ends_if_the_preemptor_goes_away(
     server: ApiServer, configure: Configure
 ) -> None:
     async with running(configure()) as controller:
-        await occupy_all(server, controller)
+        await occupy_all(server, controller, {"n0-1": 5, "n1-0": 5, "n1-1": 5})
         await refused(controller, server.store.create(important()))
         await until_ending(server, "n0-0")
         await until_counted(controller, "evicted")
