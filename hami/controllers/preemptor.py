@@ -3,15 +3,14 @@
 kube-scheduler never finds victims for devices (docs/preemption.md), so the leader looks for them
 itself: pods that filter refused, one after the other in order of priority and age. The search works
 on a copy of the table in a thread; what it finds is looked at again here, held for the pod
-(``nominations``) and only then evicted. Eviction is all or nothing as far as that can be told
-before: of several victims each is tried as a dry run first.
+(``nominations``), and only then somebody is evicted (``evictions``).
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn
@@ -23,6 +22,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from hami.config import ControllerSettings
 from hami.controllers.counters import ControllerCounters
+from hami.controllers.evictions import Evictions, Job
 from hami.controllers.leadership import Mandate
 from hami.controllers.nominations import Nomination, Nominations
 from hami.controllers.occupants import Occupants, grace_seconds
@@ -36,18 +36,8 @@ from hami.core.gang import gang_of
 from hami.core.objects import Pod
 from hami.core.placement import Choice, Placer
 from hami.core.preemption import Plan
-from hami.core.table import DeviceTable
-from hami.core.victims import Budget, Victim
-from hami.errors import (
-    ConflictError,
-    HamiError,
-    NotFoundError,
-    NotLeaderError,
-    QuotaExceededError,
-    StaleSnapshotError,
-    ThrottledError,
-)
-from hami.kube import patching
+from hami.core.victims import Victim
+from hami.errors import NotLeaderError, QuotaExceededError, StaleSnapshotError
 from hami.kube.client import Guard, KubeClient
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -77,8 +67,6 @@ IN_FLIGHT: Final = 4
 """Plans that are carried out at once."""
 NODES_AT_ONCE: Final = 128
 """Of so many nodes the victims are looked up before others get their turn."""
-NAMED: Final = 3
-"""Victims in words for people; more are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,16 +88,6 @@ class _Case:
     def signature(self) -> tuple[PodRequest, int, Asked]:
         """What the search depends on, apart from the cluster."""
         return self.request, self.priority, self.asked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """A plan that is being carried out."""
-
-    case: _Case
-    nomination: Nomination
-    victims: tuple[Victim, ...]
-    guard: Guard
 
 
 class Preemptor:
@@ -147,7 +125,14 @@ class Preemptor:
             mandate: The present reign; raises unless this process leads.
             clock: Of the holds.
         """
-        self._client = client
+        self._evictions = Evictions(
+            client,
+            pending,
+            occupants=occupants,
+            nominations=nominations,
+            recorder=recorder,
+            counters=counters,
+        )
         self._pods = pods
         self._cache = cache
         self._placer = placer
@@ -155,7 +140,6 @@ class Preemptor:
         self._occupants = occupants
         self._nominations = nominations
         self._settings = settings
-        self._recorder = recorder
         self._counters = counters
         self._mandate = mandate
         self._clock = clock
@@ -232,7 +216,7 @@ class Preemptor:
             ref = ObjectRef(
                 resource=PODS, name=allocation.name, namespace=allocation.namespace, uid=uid
             )
-            tasks.start_soon(self._say_node, ref, None, guard, name=f"nomination {ref}")
+            tasks.start_soon(self._evictions.say_node, ref, None, guard, name=f"nomination {ref}")
 
     # -- who has to go -----------------------------------------------------------------------
 
@@ -251,7 +235,7 @@ class Preemptor:
                 job = self._settle(case, plan, guard)
                 if job is not None:
                     name = f"preemption for {case.pod.key}"
-                    tasks.start_soon(self._carry_out, job, name=name)
+                    tasks.start_soon(self._carry_out, case, job, name=name)
                     started = True
         except NotLeaderError:
             return False
@@ -280,7 +264,7 @@ class Preemptor:
             return None
         if self._cache.lack(entry.ref.namespace, request) is not None:
             return None  # the quota is in the way, and nobody's end changes that
-        nodes = asked.among(self._cache.table, tuple(self._cache.table.rows))
+        nodes = asked.names(self._cache.table)
         return _Case(
             entry=entry, pod=pod, request=request, priority=priority, asked=asked, nodes=nodes
         )
@@ -310,10 +294,12 @@ class Preemptor:
         if numbering != self._occupants.numbering:
             raise StaleSnapshotError("disruption budgets came or went during the search")
         return await anyio.to_thread.run_sync(
-            partial(search, twin, case.request, case.priority, victims, budgets, tuple(ending))
+            partial(
+                preemption.find, twin, case.request, case.priority, victims, budgets, tuple(ending)
+            )
         )
 
-    def _settle(self, case: _Case, plan: Plan | None, guard: Guard) -> _Job | None:
+    def _settle(self, case: _Case, plan: Plan | None, guard: Guard) -> Job | None:
         """Hold what the plan frees, if it still does; what is left to do then."""
         room = self._cache.quotas.room(case.pod.metadata.namespace)
         if self._placer.rank(case.request, case.nodes, room=room).best is not None:
@@ -336,7 +322,7 @@ class Preemptor:
             self._fail(case, None, "failed", str(error))
             return None
         self._note_try(case.uid)
-        return _Job(case=case, nomination=nomination, victims=going, guard=guard)
+        return Job(preemptor=case.entry.ref, nomination=nomination, victims=going, guard=guard)
 
     def _nomination(
         self,
@@ -360,87 +346,15 @@ class Preemptor:
         )
         return Nomination(allocation=allocation, victims=uids, expires_at=self._clock() + lasts)
 
-    # -- having them go ----------------------------------------------------------------------
-
-    async def _carry_out(self, job: _Job) -> None:
-        case, node = job.case, job.nomination.node
+    async def _carry_out(self, case: _Case, job: Job) -> None:
         try:
-            await self._evict_all(job)
-        except ThrottledError as error:
-            text = f"node {node} could be had for {_named(job.victims)}, but for a budget: {error}"
-            self._fail(case, job.nomination, "budget", text)
-        except HamiError as error:
-            self._fail(case, job.nomination, "failed", f"preemption on node {node}: {error}")
-        else:
-            self._count(case, "evicted" if job.victims else "awaited", node=node)
-            await self._say_node(case.entry.ref, node, job.guard)
+            result, error = await self._evictions.carry_out(job)
         finally:
             self._slots.release()
-
-    async def _evict_all(self, job: _Job) -> None:
-        """Evict the victims; none, where it can be told before that one may not be.
-
-        Raises:
-            ThrottledError: A budget forbids it.
-            HamiError: It could not be done, or is not for this process any more.
-        """
-        case, node = job.case, job.nomination.node
-        if not job.victims:
-            text = f"waits for pods that end on node {node}, which is held for it"
-            self._pending.note(case.uid, PREEMPTION, text)
-            return
-        if len(job.victims) > 1:
-            self._require_budgets(job.victims)
-            for victim in job.victims:
-                await self._evict(job, victim, dry_run=True)
-        text = f"evicts {_named(job.victims)} on node {node}, which is held for it"
-        self._pending.note(case.uid, PREEMPTION, text)
-        number = len(job.victims)
-        words = f"Evicts {number} pod{'s' * (number > 1)} of lower priority on node {node}"
-        self._recorder.record(case.entry.ref, "Preempting", words)
-        for victim in job.victims:
-            await self._evict(job, victim)
-
-    def _require_budgets(self, victims: Sequence[Victim]) -> None:
-        """A dry run tells of each victim alone; of several of one budget, what it allows does.
-
-        Raises:
-            ThrottledError: A budget allows fewer than it covers.
-        """
-        counts: dict[int, int] = {}
-        budgets = self._occupants.budgets()
-        for number in (n for v in victims for n in self._occupants.victim(v.uid).budgets):
-            counts[number] = counts.get(number, 0) + 1
-        for number, count in counts.items():
-            if 1 < count > budgets[number].allowed:
-                raise ThrottledError(
-                    f"it allows {budgets[number].allowed} disruptions, and covers {count} of them"
-                )
-
-    async def _evict(self, job: _Job, victim: Victim, *, dry_run: bool = False) -> None:
-        pod = self._occupants.pod(victim.uid)
-        if pod is None:
-            self._nominations.gone(victim.uid)
-            return
-        ref = ObjectRef.to(PODS, pod)
-        try:
-            await patching.evict(
-                self._client, ref, uid=victim.uid, dry_run=dry_run, guard=job.guard
-            )
-        except (NotFoundError, ConflictError):
-            return  # it is gone, which the watch will show
-        if not dry_run:
-            self._counters.victims.inc()
-            by, node = job.case.uid, job.nomination.node
-            log.info("pod_evicted", pod=pod.key, node=node, preemptor=job.case.pod.key)
-            self._recorder.record(ref, "Preempted", f"Preempted by pod {by} on node {node}")
-
-    async def _say_node(self, ref: ObjectRef, node: str | None, guard: Guard) -> None:
-        """For people and for the scheduler; nothing here depends on it."""
-        try:
-            await patching.nominate(self._client, ref, node=node, guard=guard)
-        except HamiError as error:
-            log.info("pod_not_nominated", pod=str(ref), error=str(error))
+        if error:
+            self._fail(case, job.nomination, result, error)
+        else:
+            self._count(case, result, node=job.nomination.node)
 
     # -- what came of it ---------------------------------------------------------------------
 
@@ -474,37 +388,7 @@ class Preemptor:
             self._tries.popitem(last=False)
 
 
-def search(
-    table: DeviceTable,
-    request: PodRequest,
-    priority: int,
-    victims: Mapping[str, Sequence[Victim]],
-    budgets: Sequence[Budget],
-    ending: tuple[str, ...],
-) -> Plan | None:
-    """Who has to go; nobody where it is enough to wait on one of the nodes where pods end.
-
-    Args:
-        table: As if those were gone; nobody else's.
-        request: What the pod asks.
-        priority: Its own.
-        victims: The less important pods of each node.
-        budgets: All that they name.
-        ending: Nodes where pods end.
-    """
-    node = Placer(table).rank(request, ending).best if ending else None
-    if node is not None:
-        return Plan(node=node, victims=(), violations=0)
-    return preemption.choose(table, request, priority, victims, budgets)
-
-
 def _may_preempt(pod: Pod) -> bool:
     """Of a gang one pod alone is of no use, and whether the others fit then, nobody knows."""
     waits = not pod.spec.node_name and pod.metadata.deletion_timestamp is None
     return waits and pod.spec.preemption_policy != "Never" and gang_of(pod) is None
-
-
-def _named(victims: Sequence[Victim]) -> str:
-    names = ", ".join(victim.pod for victim in victims[:NAMED])
-    more = len(victims) - NAMED
-    return f"{names} and {more} more" if more > 0 else names

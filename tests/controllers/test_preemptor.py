@@ -315,7 +315,7 @@ async def test_nobody_goes_where_a_budget_forbids_one_of_the_victims(
         (note,) = await note_of(controller, "important")
 
     assert "could be had for default/n0-" in note
-    assert "but for a budget" in note
+    assert "disruption budget" in note
     assert sum(memory for _, memory, _ in usage.values()) // 2**20 == 4 * 39_000
 
 
