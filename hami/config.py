@@ -171,6 +171,8 @@ class ControllerSettings(_Group, frozen=True, kw_only=True):
     """Only nodes with these labels get pods with devices, such as ``pool=gpu,zone in (a,b)``."""
     max_attempts: Count = 5
     """Decisions a bind makes when others keep changing the node."""
+    preemption: bool = True
+    """Evict pods of lower priority for one that fits nowhere (docs/preemption.md)."""
     nudges_per_second: Annotated[float, Meta(gt=0, le=1000)] = 20.0
     """How many waiting pods are called in a second, at most, when there is room for them again."""
     handshake_seconds: Seconds = 300.0

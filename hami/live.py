@@ -64,6 +64,7 @@ LIVE: Final = frozenset(
         "controller.allocate_timeout_seconds",
         "controller.max_attempts",
         "controller.orphan_seconds",
+        "controller.preemption",
         "controller.nudges_per_second",
         "controller.handshake_seconds",
         "controller.handshake_timeout_seconds",

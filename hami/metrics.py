@@ -171,6 +171,19 @@ NUDGES: Final = Metric(
     help="Waiting pods called because there is room for them again: sent, gone or failed.",
     labels=("result",),
 )
+PREEMPTIONS: Final = Metric(
+    name="hami_preemptions",
+    kind="counter",
+    help="Looks for pods that could make room for a more important one, by result: evicted, "
+    "awaited (enough are ending), none, budget (one forbids it), stale, failed, or expired (the "
+    "pod did not come for what was held).",
+    labels=("result",),
+)
+PREEMPTION_VICTIMS: Final = Metric(
+    name="hami_preemption_victims",
+    kind="counter",
+    help="Pods evicted for more important ones.",
+)
 MALFORMED_ANNOTATIONS: Final = Metric(
     name="hami_malformed_annotations",
     kind="counter",
@@ -289,6 +302,8 @@ TABLE: Final = (
     WATCH_SECONDS,
     EXPIRED,
     NUDGES,
+    PREEMPTIONS,
+    PREEMPTION_VICTIMS,
     MALFORMED_ANNOTATIONS,
     ORPHANS,
     HANDSHAKES,

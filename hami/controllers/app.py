@@ -39,10 +39,14 @@ from hami.controllers.handlers import NodeHandler, PodHandler
 from hami.controllers.handshake import Handshake
 from hami.controllers.leftovers import Leftovers
 from hami.controllers.nodelocks import NodeLocks
+from hami.controllers.nominations import Nominations
 from hami.controllers.nudger import Nudger
+from hami.controllers.occupants import Occupants
 from hami.controllers.outcomes import Outcomes
 from hami.controllers.pending import PendingPods
 from hami.controllers.podwriter import PodWriter
+from hami.controllers.preemptor import Preemptor
+from hami.controllers.preemptverb import PreemptVerb
 from hami.controllers.quotahandler import QuotaHandler
 from hami.controllers.roles import RoleLabel, own_pod
 from hami.controllers.simulation import Simulation
@@ -51,7 +55,7 @@ from hami.controllers.twins import Twins
 from hami.controllers.whatif import WhatIfs
 from hami.core.admission import Rules
 from hami.core.cache import AllocationCache
-from hami.core.objects import Node, Pod, ResourceQuota
+from hami.core.objects import Node, Pod, PodDisruptionBudget, ResourceQuota
 from hami.core.placement import Placer
 from hami.core.request import read_request
 from hami.errors import UnavailableError
@@ -60,7 +64,7 @@ from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
 from hami.kube.metrics import KubeMetrics
 from hami.kube.reflector import Reflector
-from hami.kube.resources import NODES, PODS, RESOURCE_QUOTAS
+from hami.kube.resources import NODES, POD_DISRUPTION_BUDGETS, PODS, RESOURCE_QUOTAS
 from hami.live import Live, Reloader, tell
 from hami.loading import Loaded
 from hami.logs import get_logger
@@ -122,12 +126,14 @@ class _Parts:
     pods: Informer[Pod]
     nodes: Informer[Node]
     quotas: Informer[ResourceQuota]
+    budgets: Informer[PodDisruptionBudget]
     recorder: EventRecorder
     outcomes: Outcomes
     handshake: Handshake
     locks: NodeLocks
     exporter: Exporter
     nudger: Nudger
+    preemptor: Preemptor
     inquiry: api.Inquiry
     services: server.Services
     certificates: Certificates | None
@@ -149,6 +155,13 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     quotas = Informer(
         Reflector(client, RESOURCE_QUOTAS, decode=msgspec.json.Decoder(ResourceQuota).decode)
     )
+    budgets = Informer(
+        Reflector(
+            client,
+            POD_DISRUPTION_BUDGETS,
+            decode=msgspec.json.Decoder(PodDisruptionBudget).decode,
+        )
+    )
     pod_handler = PodHandler(cache, twins, vendors=vendors, recorder=recorder, counters=counters)
     node_handler = NodeHandler(
         cache,
@@ -163,6 +176,9 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     pods.add_handler(pod_handler.on_set, pod_handler.on_delete)
     nodes.add_handler(node_handler.on_set, node_handler.on_delete)
     quotas.add_handler(quota_handler.on_set, quota_handler.on_delete)
+    occupants = Occupants(cache, counters=counters)
+    pods.add_handler(occupants.on_pod_set, occupants.on_pod_delete)
+    budgets.add_handler(occupants.on_budget_set, occupants.on_budget_delete)
     placer, leads = Placer(cache.table), leadership.make(own, client)
     defaults = live.view(following.defaults_of)
     echoes = Echoes(pods, counters.watch_seconds)
@@ -229,6 +245,24 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     )
     cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
     gangs.on_held = nudger.place_for
+    nominations = Nominations(
+        cache, on_ready=nudger.place_for, last_seconds=lambda: own.hold_seconds
+    )
+    pods.add_handler(nominations.on_set, nominations.on_delete)
+    preemptor = Preemptor(
+        client,
+        pods,
+        cache,
+        placer,
+        pending,
+        occupants=occupants,
+        nominations=nominations,
+        settings=own,
+        recorder=recorder,
+        counters=counters,
+        mandate=leads.mandate,
+    )
+    pending.on_refused = preemptor.consider
     extender = Extender(
         cache,
         placer,
@@ -238,6 +272,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         pending=pending,
         gangs=gangs,
         twins=twins,
+        nominations=nominations,
         is_binding=binder.is_binding,
     )
     rules = live.view(
@@ -258,7 +293,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     pair = pair_of(own)
 
     def is_synced() -> bool:
-        return nodes.synced and quotas.synced and pods.synced
+        return all(each.synced for each in (nodes, quotas, budgets, pods))
 
     return _Parts(
         settings=own,
@@ -269,6 +304,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         pods=pods,
         nodes=nodes,
         quotas=quotas,
+        budgets=budgets,
         recorder=recorder,
         outcomes=outcomes,
         handshake=Handshake(
@@ -288,6 +324,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
                     "pods": lambda: pods.last_event_age,
                     "nodes": lambda: nodes.last_event_age,
                     "resourcequotas": lambda: quotas.last_event_age,
+                    "poddisruptionbudgets": lambda: budgets.last_event_age,
                 },
                 queues={
                     "binds": lambda: binder.under_way,
@@ -304,6 +341,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
             registry=registry,
         ),
         nudger=nudger,
+        preemptor=preemptor,
         inquiry=api.Inquiry(
             explainer=Explainer(pods, cache, pending),
             what_ifs=WhatIfs(cache, nodes, rules=rules),
@@ -313,6 +351,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         services=server.Services(
             extender=extender,
             simulation=Simulation(cache, placer, vendors=vendors, defaults=defaults),
+            preempt=PreemptVerb(cache, occupants, nominations, vendors=vendors, defaults=defaults),
             binder=binder,
             rules=rules,
             settings=own,
@@ -325,7 +364,13 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
         leftovers=leftovers,
         role=role,
         succession=Succession(
-            cache, pods, leadership=leads, leftovers=leftovers, outcomes=outcomes, role=role
+            cache,
+            pods,
+            leadership=leads,
+            leftovers=leftovers,
+            outcomes=outcomes,
+            role=role,
+            forget=nominations.clear,
         ),
     )
 
@@ -364,6 +409,7 @@ async def _run(parts: _Parts, task_status: TaskStatus[Ports]) -> None:
                         watching.start_soon(parts.handshake.run, name="handshake")
                         watching.start_soon(parts.locks.run, name="locks")
                         watching.start_soon(parts.nudger.run, name="nudger")
+                        watching.start_soon(parts.preemptor.run, name="preemptor")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()
@@ -406,10 +452,11 @@ async def _sync(parts: _Parts, group: TaskGroup) -> None:
         with anyio.fail_after(seconds):
             await group.start(parts.nodes.run, name="nodes")
             await group.start(parts.quotas.run, name="quotas")
+            await group.start(parts.budgets.run, name="budgets")
             await group.start(parts.pods.run, name="pods")
     except TimeoutError as error:
         raise UnavailableError(
-            f"no complete list of nodes, quotas and pods within {seconds:g} s"
+            f"no complete list of nodes, quotas, budgets and pods within {seconds:g} s"
         ) from error
     gc.collect()
     gc.freeze()  # what was read at start stays: no collection need look at it again

@@ -19,6 +19,8 @@ class ControllerCounters:
         self.watch_seconds = metrics.histogram(metrics.WATCH_SECONDS, registry)
         self.expired = metrics.counter(metrics.EXPIRED, registry)
         self.nudges = metrics.counter(metrics.NUDGES, registry)
+        self.preemptions = metrics.counter(metrics.PREEMPTIONS, registry)
+        self.victims = metrics.counter(metrics.PREEMPTION_VICTIMS, registry)
         self.malformed = metrics.counter(metrics.MALFORMED_ANNOTATIONS, registry)
         self.orphans = metrics.counter(metrics.ORPHANS, registry)
         self.handshakes = metrics.counter(metrics.HANDSHAKES, registry)

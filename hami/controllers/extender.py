@@ -16,6 +16,7 @@ from typing import Final
 
 from hami.config import ControllerSettings
 from hami.controllers.gangs import Gangs
+from hami.controllers.nominations import Nominations
 from hami.controllers.pending import PendingPods
 from hami.controllers.twins import Twins, keys_of_request
 from hami.core.allocation import Allocation
@@ -60,6 +61,7 @@ class Extender:
         pending: PendingPods,
         gangs: Gangs,
         twins: Twins,
+        nominations: Nominations,
         is_binding: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +76,7 @@ class Extender:
             pending: Is told what was decided.
             gangs: Knows a pod's siblings.
             twins: Knows where pods wait for each other.
+            nominations: Knows for whom a node is kept while others end there.
             is_binding: Whether a bind of the pod (by uid) is under way.
             clock: For holds.
         """
@@ -85,6 +88,7 @@ class Extender:
         self._pending = pending
         self._gangs = gangs
         self._twins = twins
+        self._nominations = nominations
         self._is_binding = is_binding
         self._clock = clock
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
@@ -102,20 +106,24 @@ class Extender:
         if not pod.metadata.uid:  # somebody asks what would be: nothing is held, nobody told
             ranking = rank(self._cache, self._placer, pod, request, nodes)
             return self._feasible(ranking)
+        uid = pod.metadata.uid
         expires_at = self._take_back(pod)
         ranking = rank(self._cache, self._placer, pod, request, nodes)
         ranking = ranking.without(self._busy(request), NodeReason.BUSY.value)
+        ranking = self._nominations.preferred(uid, ranking)
         if ranking.best is None:
-            self._pending.refused(pod, request, nodes, ranking.failed)
+            if not self._nominations.hold_again(uid):  # else what was decided about it stands
+                self._pending.refused(pod, request, nodes, ranking.failed)
         else:
             crash_point("filter.before-hold")
             self._hold(pod, request, ranking.best, expires_at=expires_at)
             lacking = self._gangs.hold_for_siblings(pod, request, nodes, expires_at=expires_at)
             if lacking is not None:
-                self._cache.release(pod.metadata.uid)
+                self._cache.release(uid)
                 return self._refuse_gang(pod, request, nodes, ranking, lacking)
+            self._nominations.fulfil(uid)
             self._pending.fitted(pod, request, nodes, ranking.best)
-            self._remember(pod.metadata.uid, replace(ranking, failed={}))
+            self._remember(uid, replace(ranking, failed={}))
             crash_point("filter.after-hold")
         return self._feasible(ranking)
 
@@ -181,6 +189,8 @@ class Extender:
             )
         self._cache.release(uid)
         if current.expires_at is None or self._gangs.was_held_for(uid):
+            return fresh
+        if self._nominations.get(uid) is not None:
             return fresh
         return min(fresh, current.expires_at)
 

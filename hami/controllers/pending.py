@@ -36,6 +36,8 @@ log = get_logger(__name__)
 CAPACITY: Final = 10_000
 """Pods that are remembered with what was decided about them."""
 NEAREST_KEPT: Final = 5
+PREEMPTION: Final = "preemption"
+"""The topic of notes about who goes for the pod; they are over once it fits."""
 MIN_SAMPLE: Final = 100
 """Of fewer feasible nodes kube-scheduler leaves none out; of more it may ask about some only."""
 
@@ -151,7 +153,10 @@ class _Refusal:
 
 
 class PendingPods:
-    """Every pod that waits for devices, as far as it is remembered."""
+    """Every pod that waits for devices, as far as it is remembered.
+
+    ``on_refused`` is told each pod that fits nowhere; it only takes note.
+    """
 
     def __init__(
         self,
@@ -183,6 +188,7 @@ class PendingPods:
         self._settings = settings
         self._recorder = recorder
         self._wall_clock = wall_clock
+        self.on_refused: Callable[[str], None] = lambda _uid: None
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._last: _Refusal | None = None
 
@@ -250,6 +256,7 @@ class PendingPods:
         if entry.told != message:
             entry.told = message
             self._recorder.record(entry.ref, "FilteringFailed", message, type="Warning")
+        self.on_refused(entry.ref.uid)
 
     def fitted(self, pod: Pod, request: PodRequest, names: tuple[str, ...], node: str) -> None:
         """Filter found nodes, and holds the best one."""
@@ -262,6 +269,7 @@ class PendingPods:
             node=node,
         )
         entry.told, entry.calls = "", 0
+        entry.notes.pop(PREEMPTION, None)
         self.line.discard(entry.ref.uid)
 
     def bind_failed(self, uid: str, node: str, error: str) -> None:

@@ -27,6 +27,7 @@ from hami.controllers.certificates import Certificates
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.extender import Extender
 from hami.controllers.leadership import Leadership
+from hami.controllers.preemptverb import PreemptVerb
 from hami.controllers.simulation import Simulation
 from hami.core.admission import Rules
 from hami.errors import CodecError, ConfigError, HamiError, UnavailableError
@@ -51,6 +52,7 @@ class Services:
 
     extender: Extender
     simulation: Simulation
+    preempt: PreemptVerb
     binder: Binder
     rules: Rules
     settings: ControllerSettings
@@ -137,23 +139,29 @@ def application(services: Services) -> web.Application:
     app[SERVICES] = services
     app.router.add_post("/filter", _route("filter", _filter, wire.encode_filter_error))
     app.router.add_post("/prioritize", _route("prioritize", _prioritize, _no_priorities))
+    preempt = _route("preempt", _preempt, _no_victims, refused_status=503)
+    app.router.add_post("/preempt", preempt)
     app.router.add_post("/bind", _route("bind", _bind, wire.encode_bind))
     app.router.add_post("/webhook", _route("webhook", _review, _refuse))
     return app
 
 
 def _route(
-    verb: str, ask: _Ask, refuse: Callable[[str], bytes]
+    verb: str, ask: _Ask, refuse: Callable[[str], bytes], *, refused_status: int = 200
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler: bounded reading, one call, one closing line, in the words of the protocol."""
+    """A handler: bounded reading, one call, one closing line, in the words of the protocol.
+
+    Where the answer has a place for an error, refusals are answers too, and their status is 200.
+    """
 
     async def handle(request: web.Request) -> web.Response:
         services = request.app[SERVICES]
-        started = time.perf_counter()
+        started, status = time.perf_counter(), refused_status
         request_id = _request_id(request)
         with structlog.contextvars.bound_contextvars(request=request_id):
             try:
                 outcome = await ask(services, await _read(request, services.settings, verb))
+                status = 200
             except HamiError as error:
                 outcome = _Outcome(body=refuse(str(error)), result="error", error=str(error))
             except Exception as error:
@@ -164,6 +172,7 @@ def _route(
             services.counters.requests.labels(verb, outcome.result).observe(seconds)
             _say(verb, outcome, seconds)
         return web.Response(
+            status=status,
             body=outcome.body,
             content_type="application/json",
             headers={"X-Request-Id": request_id},
@@ -238,6 +247,17 @@ async def _prioritize(services: Services, body: bytes) -> _Outcome:
     )
 
 
+async def _preempt(services: Services, body: bytes) -> _Outcome:
+    args = wire.decode_preempt(body)
+    _require_turn(services)
+    victims = services.preempt.answer(args)
+    return _Outcome(
+        body=wire.encode_preempt(victims),
+        result="possible" if victims else "impossible",
+        pod=args.pod.key,
+    )
+
+
 async def _bind(services: Services, body: bytes) -> _Outcome:
     args = wire.decode_bind(body)
     _require_turn(services)
@@ -271,6 +291,11 @@ def _require_sync(services: Services) -> None:
 def _no_priorities(_: str) -> bytes:
     """Prioritize has no place for an error; the scheduler goes on without our scores."""
     return wire.encode_priorities({})
+
+
+def _no_victims(message: str) -> bytes:
+    """Preempt has no place for an error either; the status says that this is no answer."""
+    return wire.encode_bind(message)
 
 
 def _refuse(message: str) -> bytes:

@@ -12,6 +12,7 @@ Why that suffices is drawn in ``docs/decisions``.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from hami.controllers.leadership import Leadership, Mandate
@@ -43,13 +44,26 @@ class Succession:
         leftovers: Leftovers,
         outcomes: Outcomes,
         role: RoleLabel,
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
+        """Begins nothing yet.
+
+        Args:
+            cache: What is held.
+            pods: Must show what an earlier leader bound.
+            leadership: Whether there is an election.
+            leftovers: What an earlier leader has under way.
+            outcomes: Of binds that nothing is known of yet.
+            role: Is told who leads.
+            forget: Called at the end of a reign: what else was decided counts no more.
+        """
         self._cache = cache
         self._pods = pods
         self._leadership = leadership
         self._leftovers = leftovers
         self._outcomes = outcomes
         self._role = role
+        self._forget = forget
 
     async def take_over(self, mandate: Mandate) -> None:
         """Do all that comes before the first decision.
@@ -71,6 +85,7 @@ class Succession:
     def resign(self) -> None:
         """Hold nothing that is not bound, and undo nothing any more."""
         self._outcomes.resign()
+        self._forget()
         for reservation in tuple(self._cache.reservations()):
             if reservation.state is not State.CONFIRMED:
                 self._cache.release(reservation.allocation.uid)

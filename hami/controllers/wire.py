@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Final, TypeVar
 
 import msgspec
@@ -40,6 +40,21 @@ class BindArgs(msgspec.Struct, frozen=True, kw_only=True):
     def pod(self) -> str:
         """``namespace/name``."""
         return f"{self.namespace}/{self.name}"
+
+
+class MetaVictims(msgspec.Struct, frozen=True, kw_only=True):
+    """Pods of one node that would have to go, the most important first."""
+
+    uids: tuple[str, ...]
+    violations: int
+    """How many evictions the disruption budgets do not allow."""
+
+
+class PreemptArgs(msgspec.Struct, frozen=True, kw_only=True):
+    """What preempt is asked: a pod, and the victims that were chosen for it, node by node."""
+
+    pod: Pod
+    nodes: dict[str, MetaVictims]
 
 
 class _NodeList(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +96,7 @@ _BIND_KEYS: Final = ("PodName", "PodNamespace", "PodUID", "Node")
 _BIND_VALUE: Final = re.compile(r"[A-Za-z0-9]([-.A-Za-z0-9]{0,251}[A-Za-z0-9])?")
 """Names and uids of objects; whatever else, they must not bend the path of a request."""
 _TOP = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -145,6 +161,59 @@ def decode_bind(body: bytes) -> BindArgs:
     return BindArgs(name=name, namespace=namespace, uid=uid, node=node)
 
 
+def decode_preempt(body: bytes) -> PreemptArgs:
+    """The arguments of preempt; of victims that come as whole pods the uids are taken.
+
+    Raises:
+        CodecError: The body is not what the protocol says, or names too many nodes.
+    """
+    what = "ExtenderPreemptionArgs"
+    fields = _fields(body, what)
+    pod = _part(fields, "Pod", Pod)
+    if pod is None:
+        raise CodecError(f"{what}: expected a Pod, met none")
+    named = _part(fields, "NodeNameToMetaVictims", dict[str, msgspec.Raw])
+    whole = _part(fields, "NodeNameToVictims", dict[str, msgspec.Raw])
+    nodes = named or whole or {}
+    _check_number(nodes)
+    read = _meta_uid if named else _pod_uid
+    return PreemptArgs(pod=pod, nodes={name: _victims(raw, read) for name, raw in nodes.items()})
+
+
+def _victims(raw: msgspec.Raw, read: Callable[[msgspec.Raw], str]) -> MetaVictims:
+    text = bytes(raw)
+    fields = {} if text == b"null" else _fields(text, "Victims")
+    pods = _part(fields, "Pods", tuple[msgspec.Raw, ...]) or ()
+    violations = _part(fields, "NumPDBViolations", int) or 0
+    return MetaVictims(uids=tuple(map(read, pods)), violations=violations)
+
+
+def _meta_uid(raw: msgspec.Raw) -> str:
+    uid = _part(_fields(bytes(raw), "MetaPod"), "UID", str)
+    if not uid:
+        raise CodecError("MetaPod: expected a UID, met none")
+    return uid
+
+
+def _pod_uid(raw: msgspec.Raw) -> str:
+    try:
+        return msgspec.json.decode(raw, type=Pod).metadata.uid
+    except _DECODE_ERRORS as error:
+        raise CodecError(f"Victims: Pods: {error}") from error
+
+
+def encode_preempt(nodes: Mapping[str, MetaVictims]) -> bytes:
+    """The answer of preempt: nodes that are left out are of no use to the pod."""
+    victims = {
+        name: {
+            "Pods": [{"UID": uid} for uid in each.uids],
+            "NumPDBViolations": each.violations,
+        }
+        for name, each in nodes.items()
+    }
+    return _ENCODER.encode({"NodeNameToMetaVictims": victims})
+
+
 def encode_filter(args: Args, feasible: Iterable[str], failed: Mapping[str, str] | None) -> bytes:
     """The answer of filter, in the form of the question: names, or whole objects."""
     if args.objects is None:
@@ -172,7 +241,7 @@ def _fields(body: bytes, what: str) -> dict[str, msgspec.Raw]:
     """The top-level members by lower-cased key."""
     try:
         return {key.lower(): raw for key, raw in _TOP.decode(body).items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _DECODE_ERRORS as error:
         raise CodecError(f"{what}: {error}") from error
 
 
@@ -183,7 +252,7 @@ def _part(fields: Mapping[str, msgspec.Raw], key: str, shape: type[T]) -> T | No
         return None
     try:
         return msgspec.json.decode(raw, type=shape)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _DECODE_ERRORS as error:
         raise CodecError(f"{key}: {error}") from error
 
 
@@ -195,5 +264,5 @@ def _check_number(nodes: Sized) -> None:
 def _name(raw: msgspec.Raw) -> str:
     try:
         return msgspec.json.decode(raw, type=_Named).metadata.name
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _DECODE_ERRORS as error:
         raise CodecError(f"Nodes: {error}") from error

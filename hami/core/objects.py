@@ -95,6 +95,8 @@ class PodSpec(_Object, frozen=True, kw_only=True):
     runtime_class_name: str | None = None
     scheduling_group: SchedulingGroup | None = None
     priority: int | None = None
+    preemption_policy: str | None = None
+    termination_grace_period_seconds: int | None = None
     init_containers: list[Container] | None = None
     containers: list[Container] | None = None
 
@@ -131,6 +133,8 @@ class PodStatus(_Object, frozen=True, kw_only=True):
 
     phase: str = ""
     reason: str | None = None
+    start_time: str | None = None
+    nominated_node_name: str | None = None
     conditions: list[PodCondition] | None = None
     init_container_statuses: list[ContainerStatus] | None = None
 
@@ -187,6 +191,41 @@ class ResourceQuota(_Object, frozen=True, kw_only=True):
 
     metadata: ObjectMeta = ObjectMeta()
     spec: ResourceQuotaSpec = ResourceQuotaSpec()
+
+
+class LabelSelectorRequirement(_Object, frozen=True, kw_only=True):
+    """What one label must be: ``In``, ``NotIn``, ``Exists`` or ``DoesNotExist``."""
+
+    key: str = ""
+    operator: str = ""
+    values: list[str] | None = None
+
+
+class LabelSelector(_Object, frozen=True, kw_only=True):
+    """Labels that objects are chosen by; without any, all are."""
+
+    match_labels: dict[str, str] | None = None
+    match_expressions: list[LabelSelectorRequirement] | None = None
+
+
+class PodDisruptionBudgetSpec(_Object, frozen=True, kw_only=True):
+    """Whose disruptions are counted; without a selector, nobody's."""
+
+    selector: LabelSelector | None = None
+
+
+class PodDisruptionBudgetStatus(_Object, frozen=True, kw_only=True):
+    """What the budget allows at the moment."""
+
+    disruptions_allowed: int = 0
+
+
+class PodDisruptionBudget(_Object, frozen=True, kw_only=True):
+    """How many of some pods may be disrupted at the same time."""
+
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodDisruptionBudgetSpec = PodDisruptionBudgetSpec()
+    status: PodDisruptionBudgetStatus = PodDisruptionBudgetStatus()
 
 
 class Node(_Object, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from hami.core import fit, score
+from hami.core import fit, score, whatif
 from hami.core.allocation import Allocation, ContainerDevice, Containers, MigShare
 from hami.core.device import MODE_MIG, NodePolicy, PodRequest, VendorName
 from hami.core.quantity import MiB
@@ -149,13 +149,27 @@ class Placer:
         )
 
     def choose(
-        self, request: PodRequest, node: str, *, room: Room | None = None
+        self,
+        request: PodRequest,
+        node: str,
+        *,
+        room: Room | None = None,
+        without: Sequence[whatif.Charges] = (),
     ) -> Choice | Verdict:
-        """The devices a pod would get on a node now, in order of choice, or why it gets none."""
+        """The devices a pod would get on a node now, in order of choice, or why it gets none.
+
+        Args:
+            request: What the pod asks.
+            node: By name.
+            room: What the pod's namespace may still take; None for anything.
+            without: What other pods hold there that count as gone.
+        """
         row = self._table.rows.get(node)
         if row is None:
             return Verdict(node=node)
         snapshot = self._table.copy([row])
+        if without:
+            whatif.relieve(self._table, snapshot, [(0, charges) for charges in without])
         result = fit.place(snapshot, request, need_devices=True)
         if not result.feasible[0]:
             return _verdict(node, request, result)

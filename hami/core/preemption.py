@@ -31,6 +31,7 @@ from typing import Final
 import numpy as np
 
 from hami.core.device import PodRequest
+from hami.core.placement import Placer
 from hami.core.relief import Relief
 from hami.core.reprieve import solve
 from hami.core.table import Bools, DeviceTable
@@ -76,6 +77,30 @@ def choose(
         return None
     victims = [candidates.victims[i] for i in answer.victims]
     return _plan(candidates.names[answer.key.node], victims, budgets)
+
+
+def find(
+    table: DeviceTable,
+    request: PodRequest,
+    priority: int,
+    victims: Mapping[str, Sequence[Victim]],
+    budgets: Sequence[Budget],
+    ending: tuple[str, ...],
+) -> Plan | None:
+    """Who has to go; nobody where it is enough to wait on one of the nodes where pods end.
+
+    Args:
+        table: As if those were gone; nobody else's.
+        request: What the pod asks.
+        priority: Its own.
+        victims: The less important pods of each node.
+        budgets: All that they name.
+        ending: Nodes where pods end.
+    """
+    node = Placer(table).rank(request, ending).best if ending else None
+    if node is not None:
+        return Plan(node=node, victims=(), violations=0)
+    return choose(table, request, priority, victims, budgets)
 
 
 def complete(

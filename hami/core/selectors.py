@@ -1,7 +1,8 @@
 """Label selectors, in the API's syntax: ``a=b,c!=d,e in (x,y),f notin (z),g,!h``.
 
-For the choice of nodes that a site makes in its settings. All requirements must hold; as in the
-API, ``!=`` and ``notin`` hold where the label is missing.
+For the choice of nodes that a site makes in its settings, and in objects' own form for the pods
+that a disruption budget covers. All requirements must hold; as in the API, ``!=`` and ``notin``
+hold where the label is missing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from hami.core.objects import LabelSelector, LabelSelectorRequirement
 from hami.errors import CodecError
 
 _KEY: Final = r"(?P<key>(?:[a-zA-Z0-9.-]{1,253}/)?[a-zA-Z0-9](?:[-_.a-zA-Z0-9]{0,61}[a-zA-Z0-9])?)"
@@ -62,6 +64,32 @@ def parse(text: str) -> Selector:
     if not text.strip():
         return EVERYTHING
     return Selector(requirements=tuple(_requirement(part) for part in _PARTS.split(text)))
+
+
+def of_object(selector: LabelSelector) -> Selector:
+    """The selector that stands in an object.
+
+    Raises:
+        CodecError: It has an operator that is none.
+    """
+    exact = tuple(
+        Requirement(key=key, values=frozenset({value}), wanted=True)
+        for key, value in (selector.match_labels or {}).items()
+    )
+    return Selector(requirements=exact + tuple(map(_expression, selector.match_expressions or ())))
+
+
+def _expression(expression: LabelSelectorRequirement) -> Requirement:
+    key, values = expression.key, frozenset(expression.values or ())
+    match expression.operator:
+        case "In" | "NotIn" as operator:
+            return Requirement(key=key, values=values, wanted=operator == "In")
+        case "Exists" | "DoesNotExist" as operator:
+            return Requirement(key=key, values=None, wanted=operator == "Exists")
+        case other:
+            raise CodecError(
+                f"label selector: expected In, NotIn, Exists or DoesNotExist, met {other[:60]!r}"
+            )
 
 
 def _requirement(text: str) -> Requirement:

@@ -35,7 +35,7 @@ def fits_without(
         return np.zeros(len(removed), np.bool_)
     snapshot = table.copy([row] * len(removed))
     changed = [(i, charges) for i, case in enumerate(removed) for charges in case]
-    relieved = _relieve(table, snapshot, changed)
+    relieved = relieve(table, snapshot, changed)
     return fit.place(relieved, request, need_devices=False).feasible
 
 
@@ -48,13 +48,13 @@ def fits_nodes_without(
     if names:
         snapshot = table.copy([table.rows[name] for name in names])
         changed = [(i, charges) for i, name in enumerate(names) for charges in removed[name]]
-        relieved = _relieve(table, snapshot, changed)
+        relieved = relieve(table, snapshot, changed)
         feasible = fit.place(relieved, request, need_devices=False).feasible
         fits |= dict(zip(names, feasible.tolist(), strict=True))
     return np.fromiter(fits.values(), np.bool_, len(fits))
 
 
-def _relieve(
+def relieve(
     table: DeviceTable, snapshot: Snapshot, changed: Sequence[tuple[int, Charges]]
 ) -> Snapshot:
     """The snapshot with charges taken off rows of it; the copy's own arrays are changed."""

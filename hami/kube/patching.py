@@ -150,6 +150,60 @@ async def bind(
     await client.post(pod.path("binding"), body, lane=lane, guard=guard)
 
 
+async def evict(
+    client: KubeClient,
+    pod: ObjectRef,
+    *,
+    uid: str,
+    dry_run: bool = False,
+    lane: Lane = Lane.ROUTINE,
+    guard: Guard | None = None,
+) -> None:
+    """Have the pod end, if its disruption budgets allow.
+
+    Args:
+        client: Where to write.
+        pod: Who is to go.
+        uid: Only this life of it.
+        dry_run: Only ask whether it could be.
+        lane: Whom to wait behind.
+        guard: Asked last of all whether to send it still.
+
+    Raises:
+        ThrottledError: A budget forbids it.
+        ConflictError: It is another one by now.
+        NotFoundError: It is gone.
+    """
+    options: dict[str, Any] = {"preconditions": {"uid": uid}}
+    if dry_run:
+        options["dryRun"] = ["All"]
+    body: dict[str, Any] = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod.name, "namespace": pod.namespace},
+        "deleteOptions": options,
+    }
+    query = {"dryRun": "All"} if dry_run else None
+    await client.post(pod.path("eviction"), body, query=query, lane=lane, guard=guard)
+
+
+async def nominate(
+    client: KubeClient,
+    pod: ObjectRef,
+    *,
+    node: str | None,
+    lane: Lane = Lane.ROUTINE,
+    guard: Guard | None = None,
+) -> None:
+    """Say on the pod which node is meant for it, or that none is any more.
+
+    Raises:
+        ConflictError: It is another one by now.
+        NotFoundError: It is gone.
+    """
+    await patch_status(client, pod, {"nominatedNodeName": node}, lane=lane, guard=guard)
+
+
 async def update_with_retry(
     get: Callable[[], Awaitable[S]],
     change: Callable[[S], C | None],

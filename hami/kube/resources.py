@@ -91,6 +91,12 @@ NAMESPACES: Final = Resource(
 RESOURCE_QUOTAS: Final = Resource(
     api_version="v1", kind="ResourceQuota", plural="resourcequotas", namespaced=True
 )
+POD_DISRUPTION_BUDGETS: Final = Resource(
+    api_version="policy/v1",
+    kind="PodDisruptionBudget",
+    plural="poddisruptionbudgets",
+    namespaced=True,
+)
 EVENTS: Final = Resource(api_version="v1", kind="Event", plural="events", namespaced=True)
 LEASES: Final = Resource(
     api_version="coordination.k8s.io/v1", kind="Lease", plural="leases", namespaced=True

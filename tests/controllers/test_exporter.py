@@ -79,6 +79,7 @@ async def test_every_gauge_of_a_device_and_of_its_pod(
     assert metrics["hami_cache_generation"][()] > 0
     assert {dict(key)["resource"] for key in metrics["hami_informer_silent_seconds"]} == {
         "nodes",
+        "poddisruptionbudgets",
         "pods",
         "resourcequotas",
     }

@@ -341,7 +341,7 @@ async def test_unknown_path_and_wrong_method_are_https_own_errors(
     server: ApiServer, configure: Configure
 ) -> None:
     async with running(configure()) as controller:
-        assert (await controller.post("/preempt", b"{}"))[0] == 404
+        assert (await controller.post("/permit", b"{}"))[0] == 404
         async with controller.session.get(controller.url + "/filter") as response:
             assert response.status == 405
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hami.core import selectors
+from hami.core.objects import LabelSelector, LabelSelectorRequirement
 from hami.errors import CodecError
 from tests.support.strategies import any_text
 
@@ -58,3 +59,31 @@ def test_any_text_is_a_selector_or_refused(text: str) -> None:
         selectors.parse(text).matches(LABELS)
     except CodecError:
         return
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "selected"),
+    [
+        ("In", ["gpu", "cpu"], True),
+        ("In", ["cpu"], False),
+        ("NotIn", ["cpu"], True),
+        ("NotIn", ["gpu"], False),
+        ("Exists", None, True),
+        ("DoesNotExist", None, False),
+    ],
+)
+def test_selector_of_an_object_means_the_same(
+    operator: str, values: list[str] | None, selected: bool
+) -> None:
+    expression = LabelSelectorRequirement(key="pool", operator=operator, values=values)
+    selector = LabelSelector(match_labels={"zone": "a"}, match_expressions=[expression])
+
+    assert selectors.of_object(selector).matches(LABELS) is selected
+    assert not selectors.of_object(selector).matches({"pool": "gpu", "zone": "b"})
+    assert selectors.of_object(LabelSelector()).matches(None)
+
+
+def test_unknown_operator_is_refused() -> None:
+    expression = LabelSelectorRequirement(key="a", operator="Near", values=["b"])
+    with pytest.raises(CodecError, match="'Near'"):
+        selectors.of_object(LabelSelector(match_expressions=[expression]))

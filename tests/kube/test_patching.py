@@ -193,6 +193,31 @@ async def test_a_lost_race_is_read_and_decided_again(client: KubeClient, cluster
     assert msgspec.json.decode(body or b"", type=Pod).annotations == {"count": "4"}
 
 
+async def test_eviction_is_of_one_life_and_can_be_tried(
+    client: KubeClient, cluster: Cluster
+) -> None:
+    made = await create_pod(client, "a", cluster.namespace)
+    ref = ObjectRef.to(PODS, made)
+
+    with pytest.raises(ConflictError):
+        await patching.evict(client, ref, uid="another")
+    await patching.evict(client, ref, uid=made.metadata.uid, dry_run=True)
+    assert (await read(client, "a", cluster.namespace)).metadata.deletion_timestamp is None
+    await patching.evict(client, ref, uid=made.metadata.uid)
+    with pytest.raises(NotFoundError):
+        await patching.evict(client, ref, uid=made.metadata.uid)
+
+
+async def test_a_pod_is_nominated_and_not_any_more(client: KubeClient, cluster: Cluster) -> None:
+    made = await create_pod(client, "a", cluster.namespace)
+    ref = ObjectRef.to(PODS, made)
+
+    await patching.nominate(client, ref, node="n1")
+    assert (await read(client, "a", cluster.namespace)).status.nominated_node_name == "n1"
+    await patching.nominate(client, ref, node=None)
+    assert (await read(client, "a", cluster.namespace)).status.nominated_node_name is None
+
+
 async def test_a_race_lost_every_time_is_given_up(client: KubeClient, cluster: Cluster) -> None:
     await create_pod(client, "a", cluster.namespace, annotations={"count": "0"})
     race = Contended(client, cluster.namespace, rivals=100)

@@ -18,6 +18,7 @@ from hami.controllers.counters import ControllerCounters
 from hami.controllers.extender import Extender
 from hami.controllers.gangs import Gangs
 from hami.controllers.handlers import NodeHandler, PodHandler
+from hami.controllers.nominations import Nominations
 from hami.controllers.pending import PendingPods
 from hami.controllers.quotahandler import QuotaHandler
 from hami.controllers.twins import Twins
@@ -83,6 +84,12 @@ class Player:
             pending=pending,
             gangs=gangs,
             twins=twins,
+            nominations=Nominations(
+                self.cache,
+                on_ready=lambda _: None,
+                last_seconds=lambda: settings.hold_seconds,
+                clock=self._clock,
+            ),
             is_binding=lambda _: False,
             clock=self._clock,
         )

@@ -20,13 +20,21 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from hami.errors import KubeError
 from hami.kube.client import KubeClient, connect
-from hami.kube.resources import EVENTS, NODES, PODS, RESOURCE_QUOTAS, Resource
+from hami.kube.resources import (
+    EVENTS,
+    NODES,
+    POD_DISRUPTION_BUDGETS,
+    PODS,
+    RESOURCE_QUOTAS,
+    Resource,
+)
 from tests.support.cluster import Cluster
 
 Object = dict[str, Any]
 
 _RESOURCES: Final = {
-    resource.plural: resource for resource in (EVENTS, NODES, PODS, RESOURCE_QUOTAS)
+    resource.plural: resource
+    for resource in (EVENTS, NODES, PODS, POD_DISRUPTION_BUDGETS, RESOURCE_QUOTAS)
 }
 _BY_KIND: Final = {resource.kind: resource for resource in _RESOURCES.values()}
 _FILE_KEYS: Final = ("certificate-authority", "client-certificate", "client-key")
