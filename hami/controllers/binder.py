@@ -30,10 +30,11 @@ from hami.controllers.podwriter import WRITES_OF_A_BIND, PodWriter
 from hami.controllers.twins import Twins, keys_of_request, needs_lock
 from hami.controllers.wire import BindArgs
 from hami.core.allocation import Allocation
-from hami.core.cache import AllocationCache, State
+from hami.core.cache import AllocationCache, Reservation, State
 from hami.core.device import PodRequest
 from hami.core.objects import Pod
 from hami.core.placement import Placer
+from hami.core.quota import NO_USE
 from hami.core.request import Defaults, read_request, roles_of
 from hami.core.vendor import VendorTable
 from hami.core.verdict import Verdict
@@ -285,17 +286,43 @@ class Binder:
             return
         task.mandate.require()
         self._cache.reserve(
-            held.allocation, generation=generation, expires_at=self._outcomes.ends_at()
+            held.allocation,
+            generation=generation,
+            expires_at=self._outcomes.ends_at(),
+            request=held.request,
         )
 
     def _reserve(self, task: _Task, pod: Pod) -> Allocation:
-        """Decide on the devices and keep them; in one go, so nothing can come between."""
+        """Decide on the devices and keep them; in one go, so nothing can come between.
+
+        What is kept for this request already stands if its node has not changed since.
+        """
         args = task.args
         task.mandate.require()
-        self._cache.release(args.uid)
-        room = self._cache.quotas.room(args.namespace)
-        choice = self._placer.choose(task.request, args.node, room=room)
+        kept, generation = self._cache.get(args.uid), self._cache.table.generation(args.node)
+        if kept is not None and kept.allocation.node != args.node:
+            self._cache.release(args.uid)
+            kept = None
+        if generation and kept and (kept.request, kept.generation) == (task.request, generation):
+            allocation = kept.allocation
+        else:
+            allocation, generation = self._choose(task, pod, kept)
+        self._cache.reserve(
+            allocation,
+            generation=generation,
+            expires_at=self._outcomes.ends_at(),
+            request=task.request,
+        )
+        return allocation
+
+    def _choose(self, task: _Task, pod: Pod, kept: Reservation | None) -> tuple[Allocation, int]:
+        """A decision of now, as if nothing were kept for the pod, and the generation it saw."""
+        args = task.args
+        room = self._cache.quotas.room(args.namespace, without=kept.use if kept else NO_USE)
+        without = [kept.charges] if kept else []
+        choice = self._placer.choose(task.request, args.node, room=room, without=without)
         if isinstance(choice, Verdict):
+            self._cache.release(args.uid)
             raise UnfitError(f"node {args.node} no longer fits pod {args.pod}: {choice}")
         allocation = Allocation(
             uid=args.uid,
@@ -305,10 +332,7 @@ class Binder:
             containers=choice.containers,
             roles=roles_of(pod),
         )
-        self._cache.reserve(
-            allocation, generation=choice.generation, expires_at=self._outcomes.ends_at()
-        )
-        return allocation
+        return allocation, choice.generation
 
     async def _undo(self, task: _Task) -> bool:
         """Leave the pod and the node's lock as they were; True if it is bound after all."""

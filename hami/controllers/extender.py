@@ -208,7 +208,7 @@ class Extender:
             containers=choice.containers,
             roles=roles_of(pod),
         )
-        self._cache.hold(allocation, expires_at=expires_at)
+        self._cache.hold(allocation, expires_at=expires_at, request=request)
 
     def _remember(self, uid: str, ranking: Ranking) -> None:
         self._rankings[uid] = ranking

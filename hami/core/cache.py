@@ -48,6 +48,10 @@ class Reservation:
     """What it counts for in its namespace."""
     expires_at: float | None
     """On the caller's monotonic clock; None never expires."""
+    generation: int
+    """Of the node once this was kept there: while the node has it, nothing else has changed."""
+    request: PodRequest | None
+    """What it was decided for, where the decider said so."""
 
 
 class AllocationCache:
@@ -97,7 +101,9 @@ class AllocationCache:
         """Forget the node's devices; pods that still run there stay known until they are gone."""
         self.table.remove_node(name)
 
-    def hold(self, allocation: Allocation, *, expires_at: float) -> None:
+    def hold(
+        self, allocation: Allocation, *, expires_at: float, request: PodRequest | None = None
+    ) -> None:
         """Softly keep a filter's choice, in place of an earlier one; a bind under way stands.
 
         Raises:
@@ -106,15 +112,23 @@ class AllocationCache:
         current = self._by_pod.get(allocation.uid)
         if current is None or current.state is State.HELD:
             self._require_room(allocation, current)
-            self._put(allocation, State.HELD, expires_at=expires_at)
+            self._put(allocation, State.HELD, expires_at=expires_at, request=request)
 
-    def reserve(self, allocation: Allocation, *, generation: int, expires_at: float) -> None:
+    def reserve(
+        self,
+        allocation: Allocation,
+        *,
+        generation: int,
+        expires_at: float,
+        request: PodRequest | None = None,
+    ) -> None:
         """Keep a bind's decision, in place of the pod's own hold or earlier attempt.
 
         Args:
             allocation: The decision.
             generation: Of the node, as the decision saw it.
             expires_at: When to give up if neither confirmed nor released.
+            request: What was decided for.
 
         Raises:
             StaleSnapshotError: The node has changed since, or the pod is bound already: decide
@@ -132,7 +146,7 @@ class AllocationCache:
                 f"node {allocation.node}: decided at generation {generation}, now at {seen}"
             )
         self._require_room(allocation, current)
-        self._put(allocation, State.RESERVED, expires_at=expires_at)
+        self._put(allocation, State.RESERVED, expires_at=expires_at, request=request)
 
     def confirm(self, allocation: Allocation, *, init_done: bool = False) -> None:
         """The API server shows the pod bound with these devices: count exactly that. Idempotent.
@@ -216,6 +230,7 @@ class AllocationCache:
         *,
         expires_at: float | None,
         init_done: bool = False,
+        request: PodRequest | None = None,
     ) -> None:
         current = self._by_pod.get(allocation.uid)
         charges = allocation.charges(init_done=init_done)
@@ -232,17 +247,27 @@ class AllocationCache:
             self._drop(allocation.uid)
         elif current is not None and counted:
             self.quotas.charge(current.allocation.namespace, current.use, sign=-1)
+        if moved:
+            self._by_node[node] = {**self._by_node.get(node, {}), allocation.uid: None}
+            self.table.charge(node, charges, sign=1)
         self._by_pod[allocation.uid] = Reservation(
-            allocation=allocation, state=state, charges=charges, use=use, expires_at=expires_at
+            allocation=allocation,
+            state=state,
+            charges=charges,
+            use=use,
+            expires_at=expires_at,
+            generation=(
+                current.generation
+                if current is not None and not moved
+                else self.table.generation(node)
+            ),
+            request=request,
         )
         if counted:
             self.quotas.charge(namespace, use, sign=1)
         self._expiring.pop(allocation.uid, None)
         if expires_at is not None:
             self._expiring[allocation.uid] = expires_at
-        if moved:
-            self._by_node[node] = {**self._by_node.get(node, {}), allocation.uid: None}
-            self.table.charge(node, charges, sign=1)
 
     def _drop(self, uid: str) -> Reservation:
         reservation = self._by_pod.pop(uid)

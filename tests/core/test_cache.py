@@ -346,3 +346,20 @@ def test_shares_of_devices_that_nobody_has_lack_nothing() -> None:
     limit(cache, 0)
 
     assert cache.lack("default", ask(make_demand(1, percent=100))) is None
+
+
+def test_a_reservation_says_whether_its_node_has_changed_since() -> None:
+    cache = AllocationCache()
+    cache.set_node("node-0", make_devices(2))
+    cache.hold(make_allocation([given("GPU-0")], uid="a"), expires_at=1.0)
+    kept = cache.get("a")
+    assert kept is not None
+    assert kept.generation == cache.table.generation("node-0")
+
+    cache.reserve(kept.allocation, generation=kept.generation, expires_at=2.0)
+    renewed = cache.get("a")
+    assert renewed is not None
+    assert renewed.generation == kept.generation == cache.table.generation("node-0")
+
+    cache.hold(make_allocation([given("GPU-1")], uid="b"), expires_at=1.0)
+    assert renewed.generation != cache.table.generation("node-0")
