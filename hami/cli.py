@@ -93,7 +93,7 @@ def main() -> None:
 
 def _usage(error: Any) -> str:  # noqa: ANN401 - the class has no public name
     """One line, or the help of a command that was called with nothing."""
-    message = str(error.format_message())
+    message = str(error.format_message()).replace("Value error, ", "")
     if error.ctx is None or not message or "\n" in message:
         return message
     return f"hami: {message.rstrip('.')}. See '{error.ctx.command_path} --help'."
@@ -137,9 +137,10 @@ def _run(main_task: Callable[[], Awaitable[None]]) -> None:
     try:
         anyio.run(main_task, backend_options={"use_uvloop": _has_uvloop()})
     except* HamiError as group:
-        for error in _leaves(group):
+        errors = _leaves(group)
+        for error in errors:
             typer.echo(f"hami: {error}", err=True)
-        status = 1
+        status = 2 if all(isinstance(error, ConfigError) for error in errors) else 1
     except* SystemExit:  # whoever read the output has gone
         status = 1
     except* KeyboardInterrupt:
@@ -167,7 +168,7 @@ def _has_uvloop() -> bool:
 def controller(
     context: typer.Context, config_file: ConfigOption = None, set_: SetOption = None
 ) -> None:
-    """Serve the webhook and the scheduler's extender; one per cluster.
+    """Serve the webhook and the scheduler's extender; one beside each scheduler.
 
     The flags of HAMi's scheduler are understood, too: see docs/migrating-settings.md.
     """

@@ -71,7 +71,9 @@ def read_file(path: Path) -> str:
         with path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
         text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"settings file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"settings file {path}: {error}") from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"settings file {path}: expected at most {MAX_FILE_BYTES} bytes")

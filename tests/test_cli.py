@@ -94,6 +94,8 @@ def test_wrong_use_is_one_line_and_status_2(
     assert err.startswith("hami: ")
     assert err.count("\n") == 1
     assert told in err
+    assert "Errno" not in err
+    assert "Value error" not in err
 
 
 @pytest.mark.parametrize(
@@ -127,10 +129,19 @@ def failing(*errors: BaseException) -> Callable[[], Awaitable[None]]:
     [
         ((SandboxError("one"), SandboxError("two")), 1, ["hami: one", "hami: two"]),
         ((SandboxError("one"), SystemExit(1)), 1, ["hami: one"]),
+        ((ConfigError("one"),), 2, ["hami: one"]),
+        ((ConfigError("one"), SandboxError("two")), 1, ["hami: one", "hami: two"]),
         ((SystemExit(1),), 1, []),
         ((KeyboardInterrupt(),), 130, []),
     ],
-    ids=["two failures", "failure and lost output", "lost output", "interrupt"],
+    ids=[
+        "two failures",
+        "failure and lost output",
+        "wrong setting",
+        "wrong setting and failure",
+        "lost output",
+        "interrupt",
+    ],
 )
 def test_errors_of_all_tasks_are_told_and_the_process_ends(
     errors: tuple[BaseException, ...],
