@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import anyio
 import msgspec
 from aiohttp import web
 
 from hami.controllers.answers import Problem
+from hami.controllers.bodies import read_body
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.explain import Explainer
 from hami.controllers.whatif import WhatIfs
@@ -57,7 +57,8 @@ def routes(inquiry: Inquiry) -> list[web.RouteDef]:
         return await inquiry.explainer.one(namespace, name)
 
     async def what_if(request: web.Request) -> msgspec.Struct:
-        return await inquiry.what_ifs.answer(await _read(request))
+        body = await read_body(request, max_bytes=MAX_BODY_BYTES, within_seconds=READ_SECONDS)
+        return await inquiry.what_ifs.answer(body)
 
     return [
         web.get("/v1/explain", _handler("explain", inquiry, explain_all)),
@@ -114,25 +115,3 @@ def _status_of(error: HamiError) -> int:
             return 400
         case _:
             return 503
-
-
-async def _read(request: web.Request) -> bytes:
-    """The body, bounded in size and time.
-
-    Raises:
-        CodecError: It is too large, too slow or broken.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        with anyio.fail_after(READ_SECONDS):
-            while chunk := await request.content.readany():
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise CodecError(f"body: expected at most {MAX_BODY_BYTES} bytes, met more")
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise CodecError(f"body: not there within {READ_SECONDS:g} s") from error
-    except (OSError, web.RequestPayloadError) as error:
-        raise CodecError(f"body: broken: {error!r}") from error
-    return b"".join(chunks)

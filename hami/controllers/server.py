@@ -23,6 +23,7 @@ from anyio.abc import TaskStatus
 from hami.config import ControllerSettings
 from hami.controllers import webhook, wire
 from hami.controllers.binder import Binder
+from hami.controllers.bodies import read_body
 from hami.controllers.certificates import Certificates
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.extender import Extender
@@ -30,7 +31,7 @@ from hami.controllers.leadership import Leadership
 from hami.controllers.preemptverb import PreemptVerb
 from hami.controllers.simulation import Simulation
 from hami.core.admission import Rules
-from hami.errors import CodecError, ConfigError, HamiError, UnavailableError
+from hami.errors import ConfigError, HamiError, UnavailableError
 from hami.logs import get_logger
 
 log = get_logger(__name__)
@@ -160,7 +161,7 @@ def _route(
         request_id = _request_id(request)
         with structlog.contextvars.bound_contextvars(request=request_id):
             try:
-                outcome = await ask(services, await _read(request, services.settings, verb))
+                outcome = await ask(services, await _body(request, services.settings, verb))
                 status = 200
             except HamiError as error:
                 outcome = _Outcome(body=refuse(str(error)), result="error", error=str(error))
@@ -197,29 +198,6 @@ def _say(verb: str, outcome: _Outcome, seconds: float) -> None:
         seconds=round(seconds, 6),
         **{key: value[:LOGGED_CHARACTERS] for key, value in details.items() if value},
     )
-
-
-async def _read(request: web.Request, settings: ControllerSettings, verb: str) -> bytes:
-    """The body, bounded in size and time.
-
-    Raises:
-        CodecError: It is too large, or too slow.
-    """
-    limit = settings.max_review_bytes if verb == "webhook" else settings.max_body_bytes
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        with anyio.fail_after(READ_SECONDS):
-            while chunk := await request.content.readany():
-                size += len(chunk)
-                if size > limit:
-                    raise CodecError(f"request body: expected at most {limit} bytes, met more")
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise CodecError(f"request body: not there within {READ_SECONDS:g} s") from error
-    except (OSError, web.RequestPayloadError) as error:
-        raise CodecError(f"request body: broken: {error!r}") from error
-    return b"".join(chunks)
 
 
 async def _filter(services: Services, body: bytes) -> _Outcome:
@@ -300,3 +278,8 @@ def _no_victims(message: str) -> bytes:
 
 def _refuse(message: str) -> bytes:
     return webhook.refuse(None, 400, message).body
+
+
+async def _body(request: web.Request, settings: ControllerSettings, verb: str) -> bytes:
+    limit = settings.max_review_bytes if verb == "webhook" else settings.max_body_bytes
+    return await read_body(request, max_bytes=limit, within_seconds=READ_SECONDS)
