@@ -34,7 +34,7 @@ from hami.kube import credentials
 from hami.kube.metrics import KubeMetrics
 from hami.kube.resources import resource_of
 from hami.kube.status import error_from, parse_status
-from hami.kube.throttle import Budget, Lane, RateLimiter
+from hami.kube.throttle import Lane, budgets_of, limiter
 
 JSON: Final = "application/json"
 JSON_PATCH: Final = "application/json-patch+json"
@@ -96,12 +96,12 @@ class KubeClient:
         self.metrics = metrics
         self.settings = settings
         self._source = source
-        self._limiter = _limiter(settings)
+        self._limiter = limiter(settings)
 
     def adopt(self, settings: KubeSettings) -> None:
         """From now on use these rates and this deadline; the cluster stays the same."""
-        if _budgets(settings) != _budgets(self.settings):
-            self._limiter = _limiter(settings)
+        if budgets_of(settings) != budgets_of(self.settings):
+            self._limiter = limiter(settings)
         self.settings = settings
 
     @property
@@ -366,23 +366,6 @@ class _Guarded(aiohttp.BytesPayload):
     ) -> None:
         self._guard()
         await super().write_with_length(writer, content_length)
-
-
-def _budgets(settings: KubeSettings) -> tuple[Budget, Budget]:
-    """Of routine and of urgent requests."""
-    return (
-        Budget(rate=settings.qps, burst=settings.burst, in_flight=settings.in_flight),
-        Budget(
-            rate=settings.urgent_qps,
-            burst=settings.urgent_burst,
-            in_flight=settings.urgent_in_flight,
-        ),
-    )
-
-
-def _limiter(settings: KubeSettings) -> RateLimiter:
-    routine, urgent = _budgets(settings)
-    return RateLimiter(routine=routine, urgent=urgent)
 
 
 class _Outcome:

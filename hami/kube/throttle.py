@@ -21,6 +21,7 @@ from typing import Final
 
 import anyio
 
+from hami.config import KubeSettings
 from hami.errors import ThrottledError
 
 
@@ -221,3 +222,21 @@ class RateLimiter:
         except BaseException:
             queue.slots.release()
             raise
+
+
+def budgets_of(settings: KubeSettings) -> tuple[Budget, Budget]:
+    """Of routine and of urgent requests."""
+    return (
+        Budget(rate=settings.qps, burst=settings.burst, in_flight=settings.in_flight),
+        Budget(
+            rate=settings.urgent_qps,
+            burst=settings.urgent_burst,
+            in_flight=settings.urgent_in_flight,
+        ),
+    )
+
+
+def limiter(settings: KubeSettings) -> RateLimiter:
+    """A limiter with these budgets."""
+    routine, urgent = budgets_of(settings)
+    return RateLimiter(routine=routine, urgent=urgent)
