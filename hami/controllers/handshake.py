@@ -36,7 +36,7 @@ from hami.logs import get_logger
 
 log = get_logger(__name__)
 
-ROUND_SECONDS: Final = 15.0
+ROUND_SECONDS: Final = 5.0
 """Between two looks at all nodes."""
 NODES_AT_A_TIME: Final = 200
 """Looked at before others get their turn on the event loop."""
