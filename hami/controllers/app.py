@@ -43,7 +43,7 @@ from hami.controllers.nominations import Nominations
 from hami.controllers.nudger import Nudger
 from hami.controllers.occupants import Occupants
 from hami.controllers.outcomes import Outcomes
-from hami.controllers.pending import PendingPods
+from hami.controllers.pending import PREEMPTION, PendingPods
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.preemptor import Preemptor
 from hami.controllers.preemptverb import PreemptVerb
@@ -246,7 +246,10 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
     gangs.on_held = nudger.place_for
     nominations = Nominations(
-        cache, on_ready=nudger.place_for, last_seconds=lambda: own.hold_seconds
+        cache,
+        on_ready=nudger.place_for,
+        last_seconds=lambda: own.hold_seconds,
+        on_lost=lambda uid: pending.note(uid, PREEMPTION, ""),
     )
     pods.add_handler(nominations.on_set, nominations.on_delete)
     preemptor = Preemptor(

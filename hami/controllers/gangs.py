@@ -55,8 +55,9 @@ class Gangs:
         return len(self._members)
 
     def on_set(self, pod: Pod, _: Pod | None) -> None:
-        """Follow the pod."""
-        name = None if pod.finished else gang_of(pod)
+        """Follow the pod; one that is being deleted needs nothing and runs for nobody any more."""
+        ends = pod.finished or pod.metadata.deletion_timestamp is not None
+        name = None if ends else gang_of(pod)
         uid = pod.metadata.uid
         known = self._gangs.get(uid)
         if known is not None and known != name:

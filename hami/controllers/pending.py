@@ -264,7 +264,7 @@ class PendingPods:
         entry.decision = Decision(
             outcome=Outcome.FITS,
             at=self._wall_clock(),
-            message=f"fits on {node}, which is held for it until it is bound",
+            message=f"fits on {node}, which is held for it for a while: its bind is to come",
             asked=Asked.about(self._table, names),
             node=node,
         )

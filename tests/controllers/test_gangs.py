@@ -119,6 +119,19 @@ async def test_pods_that_do_not_exist_yet_count_where_the_size_is_said(
     assert allowed["NodeNames"]
 
 
+async def test_pods_that_are_being_deleted_need_no_devices_of_their_gang(
+    server: ApiServer, configure: Configure
+) -> None:
+    """A finalizer may keep them for as long as their gang runs."""
+    with_twelve_devices(server)
+    pods = [member("red", i) for i in range(13)]
+    pods[0]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    created = [server.store.create(pod) for pod in pods]
+
+    async with running(configure(allocate_timeout_seconds=0.1)) as controller:
+        assert await place(controller, created[1])
+
+
 async def test_a_pod_of_no_gang_does_not_wait_for_one(
     server: ApiServer, configure: Configure
 ) -> None:

@@ -285,3 +285,30 @@ async def test_plain_change_of_a_node_calls_nobody(server: ApiServer, configure:
         await wait_for_room(server, controller, "large", ["n0"], memory=41_000)
         await until_called(server, "waits")
         assert not called(server, "large")
+
+
+@pytest.mark.faults
+async def test_call_whose_failure_is_known_late_takes_no_place_from_a_pod_that_came(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure(hold_seconds=600)) as controller:
+        await fill(server, controller, "n0")
+        pod = await wait_for_room(server, controller, "waits", ["n0"], memory=20_000)
+        late = server.faults.add(
+            Fault(verb="patch", resource="pods", delay_seconds=1.0, status=500)
+        )
+        server.store.delete("pods", "full-n0-0", "default")
+
+        async def on_its_way() -> bool:
+            return late.hits > 0
+
+        await until(on_its_way)
+        assert (await controller.filter(pod, ["n0"]))["NodeNames"] == ["n0"]
+
+        async def failed() -> bool:
+            return await controller.value("hami_nudges_total", result="failed") == 1
+
+        await until(failed)
+        usage = await controller.usage()
+
+    assert sorted(memory // 2**20 for _, memory, _ in usage.values()) == [20_000, 39_000]
