@@ -193,6 +193,6 @@ async def test_api_server_that_never_answers_ends_the_start(
         assert await process.wait() == 1
 
     assert any(
-        "no complete list of nodes, quotas and pods within 0.5 s" in str(line)
+        "no complete list of nodes, quotas, budgets and pods within 0.5 s" in str(line)
         for line in process.lines
     )
