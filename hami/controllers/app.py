@@ -295,6 +295,10 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
     )
     pair = pair_of(own)
 
+    def recall() -> None:
+        pending.recall()
+        nudger.review()
+
     def is_synced() -> bool:
         return all(each.synced for each in (nodes, quotas, budgets, pods))
 
@@ -374,6 +378,7 @@ def _build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> _
             outcomes=outcomes,
             role=role,
             forget=nominations.clear,
+            recall=recall,
         ),
     )
 

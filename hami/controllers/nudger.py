@@ -123,6 +123,7 @@ class Nudger:
         self._roomier: dict[str, None] = {}
         self._placed: dict[str, None] = {}
         self._trying = False
+        self._review = False
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(IN_FLIGHT)
         self._rate = 0.0
@@ -147,6 +148,11 @@ class Nudger:
             self._placed[uid] = None
             self._wake.set()
 
+    def review(self) -> None:
+        """Look at all nodes soon, for everybody."""
+        self._review = True
+        self._wake.set()
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Call for ever."""
         task_status.started()
@@ -155,7 +161,8 @@ class Nudger:
                 with anyio.move_on_after(REVIEW_SECONDS) as patience:
                     await self._wake.wait()
                     await anyio.sleep(COALESCE_SECONDS)
-                await self._look(tasks, review=patience.cancelled_caught)
+                review, self._review = patience.cancelled_caught or self._review, False
+                await self._look(tasks, review=review)
         raise AssertionError("unreachable: looks until cancelled")
 
     async def _look(self, tasks: TaskGroup, *, review: bool) -> None:
@@ -338,6 +345,7 @@ class Nudger:
             log.warning("pod_not_nudged", pod=str(entry.ref), error=str(error))
             self._end(entry, own, "failed")
         else:
+            self._pending.was_called(entry.ref.uid)
             self._counters.nudges.labels("sent").inc()
             log.info("pod_nudged", pod=str(entry.ref), node=node, times=entry.calls)
         finally:

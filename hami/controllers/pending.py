@@ -138,6 +138,8 @@ class Entry:
     called_at: float = 0.0
     notes: dict[str, str] = field(default_factory=dict)
     """What other parts have to say of it, by topic: quota, gang, preemption."""
+    stuck: bool = False
+    """The scheduler says of it that it fits nowhere, whomever it has asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +206,10 @@ class PendingPods:
             self.forget(uid)
             return
         known = self._entries.get(uid)
-        if known is not None and old is not None and _asks_the_same(pod, old):
-            return
+        if known is not None:
+            known.stuck = _is_stuck(pod)
+            if old is not None and _asks_the_same(pod, old):
+                return
         entry = self._read(pod)
         if entry is None:
             self.forget(uid)
@@ -318,6 +322,18 @@ class PendingPods:
         )
         return self._last
 
+    def recall(self) -> None:
+        """A reign begins: pods that an earlier one refused wait for room, too."""
+        for entry in self._entries.values():
+            if entry.stuck and entry.request is not None and _is_unasked(entry):
+                self.line.add(GroupKey(entry.ref.namespace, entry.request), entry.turn)
+
+    def was_called(self, uid: str) -> None:
+        """Of a pod that was not asked about it is not known what is in its way: one call is all."""
+        entry = self._entries.get(uid)
+        if entry is not None and _is_unasked(entry):
+            self.line.discard(uid)
+
     # -- inside ------------------------------------------------------------------------------
 
     def _waits(self, pod: Pod) -> bool:
@@ -339,7 +355,9 @@ class PendingPods:
             )
         if request.empty:
             return None
-        return Entry(ref=ObjectRef.to(PODS, pod), request=request, turn=_turn(pod))
+        return Entry(
+            ref=ObjectRef.to(PODS, pod), request=request, turn=_turn(pod), stuck=_is_stuck(pod)
+        )
 
     def _entry_of(self, pod: Pod, request: PodRequest) -> Entry:
         """The pod's entry, as the one that was decided on last."""
@@ -368,6 +386,17 @@ def _turn(pod: Pod) -> Turn:
         created=pod.metadata.creation_timestamp or "",
         uid=pod.metadata.uid,
     )
+
+
+def _is_stuck(pod: Pod) -> bool:
+    return any(
+        c.type == "PodScheduled" and c.status == "False" and c.reason == "Unschedulable"
+        for c in pod.status.conditions or ()
+    )
+
+
+def _is_unasked(entry: Entry) -> bool:
+    return entry.decision.outcome is Outcome.UNASKED
 
 
 def _asks_the_same(pod: Pod, old: Pod) -> bool:
