@@ -170,7 +170,7 @@ def _explanation(entry: Entry, near: tuple[Near, ...]) -> Explanation:
         pod=f"{entry.ref.namespace}/{entry.ref.name}",
         uid=entry.ref.uid,
         state=decision.outcome.value,
-        message=decision.message or "the scheduler has not asked about it yet",
+        message=decision.message or "no scheduler has asked this controller about it yet",
         priority=-entry.turn.priority,
         decided_at=_time(decision),
         asked_nodes=0 if decision.asked is None else decision.asked.count,

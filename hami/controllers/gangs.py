@@ -18,6 +18,7 @@ from hami.core.device import PodRequest
 from hami.core.gang import GangName, gang_of, size_of
 from hami.core.objects import Pod
 from hami.core.placement import Choice, Placer
+from hami.core.quota import needs
 from hami.core.verdict import NodeReason
 from hami.core.whatif import copies
 from hami.errors import CodecError
@@ -55,8 +56,9 @@ class Gangs:
         return len(self._members)
 
     def on_set(self, pod: Pod, _: Pod | None) -> None:
-        """Follow the pod."""
-        name = None if pod.finished else gang_of(pod)
+        """Follow the pod; one that is being deleted needs nothing and runs for nobody any more."""
+        ends = pod.finished or pod.metadata.deletion_timestamp is not None
+        name = None if ends else gang_of(pod)
         uid = pod.metadata.uid
         known = self._gangs.get(uid)
         if known is not None and known != name:
@@ -105,7 +107,9 @@ class Gangs:
         else:
             unseen = unborn + len(wanting[HELD_AT_ONCE:])
             if unseen:
-                found += sum(copies(self._placer.table, request, nodes, limit=unseen).values())
+                most = self._allowed(pod, request, most=unseen)
+                counts = copies(self._placer.table, request, nodes, limit=most)
+                found += min(most, sum(counts.values()))
         lacking = len(wanting) + unborn - found
         if lacking <= 0:
             for member, _ in wanting[:HELD_AT_ONCE]:
@@ -116,6 +120,17 @@ class Gangs:
             f"{NodeReason.GANG.value}: gang {name}: {len(wanting) + unborn} more of its pods need "
             f"devices, found for {found}"
         )
+
+    def _allowed(self, pod: Pod, request: PodRequest, *, most: int) -> int:
+        """For how many more such pods the namespace has room; what is not known limits nothing."""
+        room = self._cache.quotas.room(pod.metadata.namespace)
+        own = needs(request)
+        for ceiling, left in () if room is None else room.left:
+            need = own.get(ceiling.vendor)
+            amount = need.of(ceiling.kind) if need is not None else None
+            if amount:
+                most = min(most, max(left, 0) // amount)
+        return most
 
     def _wanting(self, pod: Pod, members: Mapping[str, Pod]) -> list[tuple[Pod, PodRequest]]:
         """The siblings for which nothing is held yet, with what they ask, the oldest first."""

@@ -47,6 +47,7 @@ class Nominations:
         *,
         on_ready: Callable[[str], None],
         last_seconds: Callable[[], float],
+        on_lost: Callable[[str], None] = lambda _uid: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nobody is nominated.
@@ -55,11 +56,13 @@ class Nominations:
             cache: Where devices are held.
             on_ready: Told the pod whose victims are gone; it only takes note.
             last_seconds: How long a pod may take to come once they are.
+            on_lost: Told each pod that nothing is held for any more though it has found no place.
             clock: Of the holds.
         """
         self._cache = cache
         self._on_ready = on_ready
         self._last_seconds = last_seconds
+        self._on_lost = on_lost
         self._clock = clock
         self._by_pod: dict[str, Nomination] = {}
         self._awaiting: dict[str, set[str]] = {}
@@ -97,6 +100,7 @@ class Nominations:
         except QuotaExceededError as error:
             log.info("nomination_lost", pod=nomination.allocation.pod, error=str(error))
             self._forget(uid)
+            self._on_lost(uid)
             return False
         return True
 
@@ -132,8 +136,11 @@ class Nominations:
 
     def clear(self) -> None:
         """Forget all; what is held is given back by whoever ends the reign."""
+        lost = tuple(self._by_pod)
         self._by_pod.clear()
         self._awaiting.clear()
+        for uid in lost:
+            self._on_lost(uid)
 
     def on_set(self, pod: Pod, _: Pod | None) -> None:
         """A victim may have ended, or a nominated pod need nothing any more."""
@@ -155,7 +162,8 @@ class Nominations:
         for uid in self._awaiting.pop(victim, ()):
             nomination = self._by_pod[uid]
             nomination.victims.discard(victim)
-            if not nomination.victims:
+            # One whose time is over holds nothing any more: others may have what it held.
+            if not nomination.victims and self.get(uid) is not None:
                 self._make_ready(uid, nomination)
 
     def _make_ready(self, uid: str, nomination: Nomination) -> None:

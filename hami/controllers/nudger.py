@@ -29,7 +29,7 @@ from hami.controllers.pending import Entry, PendingPods
 from hami.controllers.waiting import GroupKey, GroupWalk
 from hami.core import codec
 from hami.core.allocation import Allocation
-from hami.core.cache import AllocationCache
+from hami.core.cache import AllocationCache, Reservation
 from hami.core.device import PodRequest
 from hami.core.gang import GangName, gang_of
 from hami.core.objects import Pod
@@ -123,6 +123,7 @@ class Nudger:
         self._roomier: dict[str, None] = {}
         self._placed: dict[str, None] = {}
         self._trying = False
+        self._review = False
         self._wake = anyio.Event()
         self._slots = anyio.Semaphore(IN_FLIGHT)
         self._rate = 0.0
@@ -147,6 +148,11 @@ class Nudger:
             self._placed[uid] = None
             self._wake.set()
 
+    def review(self) -> None:
+        """Look at all nodes soon, for everybody."""
+        self._review = True
+        self._wake.set()
+
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> NoReturn:
         """Call for ever."""
         task_status.started()
@@ -155,7 +161,8 @@ class Nudger:
                 with anyio.move_on_after(REVIEW_SECONDS) as patience:
                     await self._wake.wait()
                     await anyio.sleep(COALESCE_SECONDS)
-                await self._look(tasks, review=patience.cancelled_caught)
+                review, self._review = patience.cancelled_caught or self._review, False
+                await self._look(tasks, review=review)
         raise AssertionError("unreachable: looks until cancelled")
 
     async def _look(self, tasks: TaskGroup, *, review: bool) -> None:
@@ -211,7 +218,7 @@ class Nudger:
             self._slots.release()
             return
         entry.calls, entry.called_at = entry.calls + 1, self._clock()
-        self._start(entry, held.allocation.node, tasks)
+        self._start(entry, held.allocation.node, None, tasks)
 
     async def _consider(
         self, entry: Entry, key: GroupKey, nodes: Sequence[str], look: _Look
@@ -228,7 +235,7 @@ class Nudger:
         if found is None or not self._hold(entry, key.request, found, look):
             self._slots.release()
             return
-        self._start(entry, found.node, look.tasks)
+        self._start(entry, found.node, self._cache.get(entry.ref.uid), look.tasks)
 
     def _find_again(
         self, entry: Entry, key: GroupKey, nodes: Sequence[str], look: _Look
@@ -240,8 +247,8 @@ class Nudger:
             return None
         return self._find(entry, key, nodes, look.walk)
 
-    def _start(self, entry: Entry, node: str, tasks: TaskGroup) -> None:
-        tasks.start_soon(self._call, entry, node, name=f"nudge {entry.ref}")
+    def _start(self, entry: Entry, node: str, own: Reservation | None, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._call, entry, node, own, name=f"nudge {entry.ref}")
 
     async def _take_token(self) -> None:
         """Wait for the next call that the rate allows."""
@@ -319,8 +326,11 @@ class Nudger:
             self._trying = False
         return lack is None
 
-    async def _call(self, entry: Entry, node: str) -> None:
-        """Change the pod, so that the scheduler tries it again; else give its place back."""
+    async def _call(self, entry: Entry, node: str, own: Reservation | None) -> None:
+        """Change the pod, so that the scheduler tries it again; else give its place back.
+
+        ``own`` is what is held here for the call; None where somebody else holds the place.
+        """
         value = str(int(self._wall_clock() * 1000))
         try:
             self._require_leadership()
@@ -329,19 +339,25 @@ class Nudger:
             )
         except (NotFoundError, ConflictError):
             self._pending.forget(entry.ref.uid)
-            self._end(entry, "gone")
+            self._end(entry, own, "gone")
         except HamiError as error:
             self._not_before = self._clock() + FAILURE_PAUSE_SECONDS
             log.warning("pod_not_nudged", pod=str(entry.ref), error=str(error))
-            self._end(entry, "failed")
+            self._end(entry, own, "failed")
         else:
+            self._pending.was_called(entry.ref.uid)
             self._counters.nudges.labels("sent").inc()
             log.info("pod_nudged", pod=str(entry.ref), node=node, times=entry.calls)
         finally:
             self._slots.release()
 
-    def _end(self, entry: Entry, result: str) -> None:
-        self._cache.release(entry.ref.uid)
+    def _end(self, entry: Entry, own: Reservation | None, result: str) -> None:
+        """Give back just what was held here: the call may have been heard though nobody said so.
+
+        Then a filter holds something by now, or a bind is under way with it.
+        """
+        if own is not None and self._cache.get(entry.ref.uid) is own:
+            self._cache.release(entry.ref.uid)
         self._counters.nudges.labels(result).inc()
 
 

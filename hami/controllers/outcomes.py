@@ -142,6 +142,9 @@ class Outcomes:
 
     def resign(self) -> None:
         """The reign is over: what became of its binds, the next one finds out."""
+        for uid, known in self._open.items():
+            if not known.bound:
+                self._twins.leave(uid)
         self._open = {uid: known for uid, known in self._open.items() if known.bound}
 
     def saw_bound(self, ref: ObjectRef, *, node: str, mandate: Mandate) -> None:

@@ -87,18 +87,27 @@ class Asked:
         return self.among(table, tuple(table.rows))
 
     def among(self, table: DeviceTable, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the names that count for the pod: asked about, or with devices only since.
+        """Those of the names that may do for the pod: asked about, or with devices only since.
 
         A scheduler with many nodes asks about a part of them; then all of them count.
         """
         if MIN_SAMPLE <= self.count < len(table.rows):
             return names
+        return self._marked(table, names, since=True)
+
+    def alone(self, table: DeviceTable) -> tuple[str, ...]:
+        """The nodes that were asked about and no other: those that the scheduler allows."""
+        return self._marked(table, tuple(table.rows), since=False)
+
+    def _marked(
+        self, table: DeviceTable, names: tuple[str, ...], *, since: bool
+    ) -> tuple[str, ...]:
         rows = [table.rows[name] for name in names]
         marks = np.unpackbits(np.frombuffer(self.marks, np.uint8))
         return tuple(
             name
             for name, row in zip(names, rows, strict=True)
-            if table.born[row] > self.layout or (row < len(marks) and marks[row])
+            if (since if table.born[row] > self.layout else row < len(marks) and marks[row])
         )
 
 
@@ -138,6 +147,8 @@ class Entry:
     called_at: float = 0.0
     notes: dict[str, str] = field(default_factory=dict)
     """What other parts have to say of it, by topic: quota, gang, preemption."""
+    stuck: bool = False
+    """The scheduler says of it that it fits nowhere, whomever it has asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +215,10 @@ class PendingPods:
             self.forget(uid)
             return
         known = self._entries.get(uid)
-        if known is not None and old is not None and _asks_the_same(pod, old):
-            return
+        if known is not None:
+            known.stuck = _is_stuck(pod)
+            if old is not None and _asks_the_same(pod, old):
+                return
         entry = self._read(pod)
         if entry is None:
             self.forget(uid)
@@ -264,7 +277,7 @@ class PendingPods:
         entry.decision = Decision(
             outcome=Outcome.FITS,
             at=self._wall_clock(),
-            message=f"fits on {node}, which is held for it until it is bound",
+            message=f"fits on {node}, which is held for it for a while: its bind is to come",
             asked=Asked.about(self._table, names),
             node=node,
         )
@@ -318,6 +331,18 @@ class PendingPods:
         )
         return self._last
 
+    def recall(self) -> None:
+        """A reign begins: pods that an earlier one refused wait for room, too."""
+        for entry in self._entries.values():
+            if entry.stuck and entry.request is not None and _is_unasked(entry):
+                self.line.add(GroupKey(entry.ref.namespace, entry.request), entry.turn)
+
+    def was_called(self, uid: str) -> None:
+        """Of a pod that was not asked about it is not known what is in its way: one call is all."""
+        entry = self._entries.get(uid)
+        if entry is not None and _is_unasked(entry):
+            self.line.discard(uid)
+
     # -- inside ------------------------------------------------------------------------------
 
     def _waits(self, pod: Pod) -> bool:
@@ -339,7 +364,9 @@ class PendingPods:
             )
         if request.empty:
             return None
-        return Entry(ref=ObjectRef.to(PODS, pod), request=request, turn=_turn(pod))
+        return Entry(
+            ref=ObjectRef.to(PODS, pod), request=request, turn=_turn(pod), stuck=_is_stuck(pod)
+        )
 
     def _entry_of(self, pod: Pod, request: PodRequest) -> Entry:
         """The pod's entry, as the one that was decided on last."""
@@ -368,6 +395,17 @@ def _turn(pod: Pod) -> Turn:
         created=pod.metadata.creation_timestamp or "",
         uid=pod.metadata.uid,
     )
+
+
+def _is_stuck(pod: Pod) -> bool:
+    return any(
+        c.type == "PodScheduled" and c.status == "False" and c.reason == "Unschedulable"
+        for c in pod.status.conditions or ()
+    )
+
+
+def _is_unasked(entry: Entry) -> bool:
+    return entry.decision.outcome is Outcome.UNASKED
 
 
 def _asks_the_same(pod: Pod, old: Pod) -> bool:

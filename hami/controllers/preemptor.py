@@ -264,7 +264,7 @@ class Preemptor:
             return None
         if self._cache.lack(entry.ref.namespace, request) is not None:
             return None  # the quota is in the way, and nobody's end changes that
-        nodes = asked.names(self._cache.table)
+        nodes = asked.alone(self._cache.table)
         return _Case(
             entry=entry, pod=pod, request=request, priority=priority, asked=asked, nodes=nodes
         )

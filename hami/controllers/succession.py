@@ -45,6 +45,7 @@ class Succession:
         outcomes: Outcomes,
         role: RoleLabel,
         forget: Callable[[], None] = lambda: None,
+        recall: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins nothing yet.
 
@@ -56,6 +57,7 @@ class Succession:
             outcomes: Of binds that nothing is known of yet.
             role: Is told who leads.
             forget: Called at the end of a reign: what else was decided counts no more.
+            recall: Called when all is taken over: who waits since before is looked at.
         """
         self._cache = cache
         self._pods = pods
@@ -64,6 +66,7 @@ class Succession:
         self._outcomes = outcomes
         self._role = role
         self._forget = forget
+        self._recall = recall
 
     async def take_over(self, mandate: Mandate) -> None:
         """Do all that comes before the first decision.
@@ -79,6 +82,7 @@ class Succession:
             patience = PROCLAIMED_SECONDS if proclaimed else QUIET_SECONDS
             await self._pods.catch_up(version, patience_seconds=patience)
         mandate.require()
+        self._recall()
         seconds = round(time.monotonic() - started, 4)
         log.info("taken_over", mark=mandate.mark, seconds=seconds, proclaimed=proclaimed)
 

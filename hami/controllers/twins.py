@@ -121,7 +121,11 @@ class Twins:
 
     def saw_allocating(self, uid: str, *, node: str, keys: frozenset[Key]) -> None:
         """The watch shows the pod bound, its devices not yet handed out. Idempotent."""
-        flight = self._flights.get(uid) or self._add(uid, node, keys)
+        flight = self._flights.get(uid)
+        if flight is not None and flight.node != node:  # somebody else has bound it elsewhere
+            self.leave(uid)
+            flight = None
+        flight = flight or self._add(uid, node, keys)
         if flight.started_at is None:
             flight.started_at = self._clock()
 
@@ -135,7 +139,8 @@ class Twins:
         if not lane.flights:
             del self._nodes[flight.node]
         elif flight.started_at is not None:
-            took = self._clock() - flight.started_at
+            # Nobody waits longer for one.
+            took = min(self._clock() - flight.started_at, self.patience_seconds)
             lane.seconds += _SMOOTHING * (took - lane.seconds) if lane.seconds else took
         if flight.news is not None:
             flight.news.set()
@@ -155,7 +160,8 @@ class Twins:
         lane = self._nodes.get(node)
         if lane is None:
             return 0.0
-        ahead = sum(1 for flight in lane.flights.values() if flight.keys & keys)
+        flights = lane.flights.values()
+        ahead = sum(1 for flight in flights if flight.keys & keys and self._left_of(flight) > 0)
         return ahead * lane.seconds
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ from hami.controllers.nominations import Nominations
 from hami.controllers.nudger import Nudger
 from hami.controllers.occupants import Occupants
 from hami.controllers.outcomes import Outcomes
-from hami.controllers.pending import PendingPods
+from hami.controllers.pending import PREEMPTION, PendingPods
 from hami.controllers.podwriter import PodWriter
 from hami.controllers.preemptor import Preemptor
 from hami.controllers.preemptverb import PreemptVerb
@@ -170,8 +170,16 @@ def build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> Pa
     )
     cache.on_room, cache.quotas.on_room = nudger.room_on, nudger.room_in
     gangs.on_held = nudger.place_for
+
+    def recall() -> None:
+        pending.recall()
+        nudger.review()
+
     nominations = Nominations(
-        cache, on_ready=nudger.place_for, last_seconds=lambda: own.hold_seconds
+        cache,
+        on_ready=nudger.place_for,
+        last_seconds=lambda: own.hold_seconds,
+        on_lost=lambda uid: pending.note(uid, PREEMPTION, ""),
     )
     pods.add_handler(nominations.on_set, nominations.on_delete)
     preemptor = Preemptor(
@@ -284,5 +292,6 @@ def build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> Pa
             outcomes=outcomes,
             role=role,
             forget=nominations.clear,
+            recall=recall,
         ),
     )

@@ -12,7 +12,14 @@ from hami.config import Settings
 from hami.core.gang import GangName, gang_of, size_of
 from hami.core.objects import ObjectMeta, Pod, PodSpec, SchedulingGroup
 from hami.sandbox.apiserver import ApiServer
-from tests.support.controller import Controller, gpus, node_object, pod_object, running
+from tests.support.controller import (
+    Controller,
+    gpus,
+    node_object,
+    pod_object,
+    quota_object,
+    running,
+)
 from tests.support.kube import until
 
 Configure = Callable[..., Settings]
@@ -117,6 +124,37 @@ async def test_pods_that_do_not_exist_yet_count_where_the_size_is_said(
     assert "13" not in refused["FailedNodes"]["a"]
     assert "12 more of its pods need devices, found for 11" in refused["FailedNodes"]["a"]
     assert allowed["NodeNames"]
+
+
+async def test_pods_that_do_not_exist_yet_count_against_their_namespace(
+    server: ApiServer, configure: Configure
+) -> None:
+    with_twelve_devices(server)
+    quota = quota_object("few", memory=4000)
+    server.store.create(quota)
+    pods = [member(name, 0, size=size) for name, size in (("fits", 4), ("large", 5))]
+    for pod in pods:
+        limits = pod["spec"]["containers"][0]["resources"]["limits"]
+        limits["nvidia.com/gpumem"] = "1000"
+        limits.pop("nvidia.com/gpucores")
+    fits, too_large = (server.store.create(pod) for pod in pods)
+
+    async with running(configure()) as controller:
+        assert not (await controller.filter(too_large, NODES))["NodeNames"]
+        assert (await controller.filter(fits, NODES))["NodeNames"]
+
+
+async def test_pods_that_are_being_deleted_need_no_devices_of_their_gang(
+    server: ApiServer, configure: Configure
+) -> None:
+    """A finalizer may keep them for as long as their gang runs."""
+    with_twelve_devices(server)
+    pods = [member("red", i) for i in range(13)]
+    pods[0]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    created = [server.store.create(pod) for pod in pods]
+
+    async with running(configure(allocate_timeout_seconds=0.1)) as controller:
+        assert await place(controller, created[1])
 
 
 async def test_a_pod_of_no_gang_does_not_wait_for_one(

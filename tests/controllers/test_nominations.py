@@ -34,6 +34,7 @@ class Scene:
 
     now: float = 0.0
     ready: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     cache: AllocationCache = field(default_factory=AllocationCache)
 
     def __post_init__(self) -> None:
@@ -43,6 +44,7 @@ class Scene:
             self.cache,
             on_ready=self.ready.append,
             last_seconds=lambda: HOLD_SECONDS,
+            on_lost=self.lost.append,
             clock=lambda: self.now,
         )
 
@@ -94,6 +96,25 @@ def test_a_nomination_that_is_not_used_ends() -> None:
     assert (scene.used, len(scene.nominations)) == (39, 0)
     scene.nominations.on_delete(pod_of("victim"))
     assert scene.ready == []
+
+
+def test_a_nomination_whose_time_is_over_is_not_woken_by_a_victim_that_goes_late() -> None:
+    """What it held ended with its time, and may be another's by now."""
+    scene = Scene()
+    scene.nominate()
+    scene.now = scene.nominations.next_end()
+    scene.cache.expire(scene.now)
+    scene.cache.forget("victim")
+    scene.nominations.on_delete(pod_of("victim"))
+    assert (scene.ready, scene.used) == ([], 0)
+    assert [n.allocation.uid for n in scene.nominations.expired()] == ["preemptor"]
+
+
+def test_who_was_told_that_a_node_is_held_is_told_when_a_reign_ends() -> None:
+    scene = Scene()
+    scene.nominate()
+    scene.nominations.clear()
+    assert scene.lost == ["preemptor"]
 
 
 @pytest.mark.parametrize("how", ["gone", "finished", "ending", "withdrawn"])

@@ -285,3 +285,59 @@ async def test_plain_change_of_a_node_calls_nobody(server: ApiServer, configure:
         await wait_for_room(server, controller, "large", ["n0"], memory=41_000)
         await until_called(server, "waits")
         assert not called(server, "large")
+
+
+@pytest.mark.faults
+async def test_call_whose_failure_is_known_late_takes_no_place_from_a_pod_that_came(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure(hold_seconds=600)) as controller:
+        await fill(server, controller, "n0")
+        pod = await wait_for_room(server, controller, "waits", ["n0"], memory=20_000)
+        late = server.faults.add(
+            Fault(verb="patch", resource="pods", delay_seconds=1.0, status=500)
+        )
+        server.store.delete("pods", "full-n0-0", "default")
+
+        async def on_its_way() -> bool:
+            return late.hits > 0
+
+        await until(on_its_way)
+        assert (await controller.filter(pod, ["n0"]))["NodeNames"] == ["n0"]
+
+        async def failed() -> bool:
+            return await controller.value("hami_nudges_total", result="failed") == 1
+
+        await until(failed)
+        usage = await controller.usage()
+
+    assert sorted(memory // 2**20 for _, memory, _ in usage.values()) == [20_000, 39_000]
+
+
+async def test_pods_that_an_earlier_controller_refused_are_called_when_there_is_room(
+    server: ApiServer, configure: Configure
+) -> None:
+    """Their scheduler does not ask about them again by itself; those of its queue it does."""
+    for name in ("stuck", "large", "fresh"):
+        pod = pod_object(name, memory=41_000 if name == "large" else 20_000)
+        if name != "fresh":
+            refused = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+            pod["status"] = {"phase": "Pending", "conditions": [refused]}
+        server.store.create(pod)
+
+    async with running(configure(hold_seconds=0.3)) as controller:
+        await until_called(server, "stuck")
+        first = called(server, "stuck")
+
+        async def its_hold_is_over() -> bool:
+            return not await controller.usage()
+
+        await until(its_hold_is_over)
+        await fill(server, controller, "n0")
+        await wait_for_room(server, controller, "waits", ["n0"], memory=39_000)
+        server.store.delete("pods", "full-n0-0", "default")
+        await until_called(server, "waits")
+
+    assert called(server, "stuck") == first, "nobody knows what else is in its way"
+    assert not called(server, "large")
+    assert not called(server, "fresh")

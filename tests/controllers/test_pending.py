@@ -192,3 +192,4 @@ def test_of_a_sample_of_many_nodes_all_count(table: DeviceTable) -> None:
 
     assert few.among(table, ("n98", "n299")) == ("n98",)
     assert sample.among(table, ("n98", "n299")) == ("n98", "n299")
+    assert sample.alone(table) == tuple(f"n{i}" for i in range(100)), "who may be evicted from"

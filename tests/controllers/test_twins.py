@@ -317,3 +317,30 @@ async def test_pod_that_is_seen_bound_while_it_waits_ends_its_wait_in_its_turn()
 
         twins.leave("b")
     assert arrivals.order == ["a", "b", "c"]
+
+
+async def test_pod_that_is_seen_bound_to_another_node_holds_back_its_twins_there() -> None:
+    """A bind whose end nobody saw, and then another controller's."""
+    twins = Twins(patience_seconds=60)
+    async with anyio.create_task_group() as group:
+        arrivals = Arrivals(twins, group)
+        await arrivals.enter("a", node="n")
+        twins.saw_allocating("a", node="m", keys=ONE)
+        await arrivals.enter("b", node="n")
+        await arrivals.enter("c", node="m")
+        assert arrivals.order == ["a", "b"]
+        twins.leave("a")
+    assert arrivals.order == ["a", "b", "c"]
+
+
+async def test_pod_of_a_dead_agent_tells_of_no_longer_wait_than_its_twins_have() -> None:
+    clock = Clock()
+    twins = Twins(patience_seconds=60, clock=clock)
+    for uid in ("dead", "also-dead"):
+        twins.saw_allocating(uid, node="n", keys=ONE)
+    clock.now = 3600.0
+    twins.leave("dead")
+    assert twins.expected_wait(node="n", keys=ONE) == 0, "who is passed holds nobody back"
+
+    twins.saw_allocating("alive", node="n", keys=ONE)
+    assert twins.expected_wait(node="n", keys=ONE) == 60
