@@ -198,6 +198,8 @@ class Selection:
     avoid_uuids: frozenset[str] = frozenset()
     modes: str = ""
     """A device's mode must be a substring of this, where it is not empty."""
+    numa_bind: bool = False
+    """All of the vendor's devices of one container must be on one NUMA node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,8 +219,6 @@ class PodRequest:
     node_policy: NodePolicy = NodePolicy.BINPACK
     device_policy: DevicePolicy = DevicePolicy.SPREAD
     weights: Weights = field(default_factory=Weights)
-    numa_bind: bool = False
-    """All devices of one container must be on one NUMA node."""
     selections: tuple[tuple[VendorName, Selection], ...] = ()
     """In order of vendor name; a vendor that is missing accepts any of its devices."""
 

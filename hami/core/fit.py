@@ -17,6 +17,7 @@ import numpy.typing as npt
 from hami.core import score, topology
 from hami.core.device import (
     ContainerRequest,
+    DevicePolicy,
     DeviceRequest,
     PodRequest,
     Role,
@@ -50,6 +51,12 @@ class Question:
 
     mig: Demand
     """The same request, put to the devices that are partitioned in hardware."""
+
+    @property
+    def policy(self) -> DevicePolicy:
+        """The order of devices, with that of NUMA nodes where the pod binds to one."""
+        policy = self.pod.device_policy
+        return policy.bound_to_numa() if self.selection.numa_bind else policy
 
     @property
     def exclusive(self) -> bool:
@@ -241,8 +248,8 @@ def place(snapshot: Snapshot, pod: PodRequest, *, need_devices: bool) -> Placeme
     for position, container, request in asked:
         question, codes = ask(snapshot, running, pod, request)
         units = _units(question, codes)
-        if pod.numa_bind:
-            units = _same_numa(running, units, pod, request.count)
+        if question.selection.numa_bind:
+            units = _same_numa(question, units)
         enough = units.sum(axis=1) >= request.count
         failed = feasible & ~enough
         if failed.any():
@@ -293,7 +300,8 @@ def _take(question: Question, units: Ints) -> tuple[Ints, Ints]:
     order = score.device_order(
         question.columns,
         units > 0,
-        pod=question.pod,
+        policy=question.policy,
+        weights=question.pod.weights,
         memory=question.memory,
         cores=question.request.cores,
         costs=question.mig.costs() if question.mig.any else None,
@@ -333,11 +341,12 @@ def _relink(snapshot: Snapshot, taken: Ints, units: Ints, order: Ints, count: in
         taken[i, list(known[key])] = 1
 
 
-def _same_numa(columns: Columns, units: Ints, pod: PodRequest, count: int) -> Ints:
+def _same_numa(question: Question, units: Ints) -> Ints:
     """What may be taken on one NUMA node: the first that has enough, in the policy's order."""
+    columns, count = question.columns, question.request.count
     result: Ints = np.zeros_like(units)
     undecided = np.ones(units.shape[0], np.bool_)
-    low_first = pod.device_policy.bound_to_numa().keys[0] is SortKey.LOW_NUMA
+    low_first = question.policy.keys[0] is SortKey.LOW_NUMA
     numas = np.unique(columns.numa[units > 0])
     for numa in numas if low_first else numas[::-1]:
         here = np.where(columns.numa == numa, units, 0)

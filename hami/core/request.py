@@ -78,9 +78,6 @@ def read_request(pod: Pod, vendors: VendorTable, defaults: Defaults) -> PodReque
         node_policy=_node_policy(annotations.get(codec.NODE_POLICY_KEY), defaults),
         device_policy=_device_policy(annotations.get(codec.DEVICE_POLICY_KEY), defaults),
         weights=_weights(annotations.get(codec.WEIGHTS_KEY)),
-        numa_bind=any(
-            _is_true(annotations.get(vendors[name].selection_keys.numa_bind)) for name in asked
-        ),
         selections=tuple(
             (name, selection)
             for name in sorted(asked)
@@ -208,6 +205,7 @@ def _selection(pod: Pod, vendor: Vendor) -> Selection:
         use_uuids=frozenset(_listed(pod, keys.use_uuid)),
         avoid_uuids=frozenset(_listed(pod, keys.avoid_uuid)),
         modes=pod.annotations.get(keys.mode, "").strip(),
+        numa_bind=_is_true(pod.annotations.get(keys.numa_bind)),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from hami.core.device import PodRequest, SortKey, Weights
+from hami.core.device import DevicePolicy, SortKey, Weights
 from hami.core.table import Bools, Columns, Floats, Ints
 
 SCALE: Final = 10.0
@@ -38,7 +38,8 @@ def device_order(
     columns: Columns,
     eligible: Bools,
     *,
-    pod: PodRequest,
+    policy: DevicePolicy,
+    weights: Weights,
     memory: Ints,
     cores: int,
     costs: Ints | None = None,
@@ -48,15 +49,15 @@ def device_order(
     Args:
         columns: The devices.
         eligible: Which of them may be taken.
-        pod: Whose policy and weights decide.
+        policy: The order.
+        weights: Of each resource in a score.
         memory: MiB of the request on each device.
         cores: Percent of the request.
         costs: What an instance would spoil of each MIG device: least first, before all policies.
             None where there are no such devices.
     """
     width = eligible.shape[1]
-    policy = pod.device_policy.bound_to_numa() if pod.numa_bind else pod.device_policy
-    scores = device_scores(columns, slots=1, memory=memory, cores=cores, weights=pod.weights)
+    scores = device_scores(columns, slots=1, memory=memory, cores=cores, weights=weights)
     keys: list[npt.NDArray[np.generic]] = [np.broadcast_to(-np.arange(width), eligible.shape)]
     keys += [_sort_values(key, columns, scores) for key in reversed(policy.keys)]
     if costs is not None:

@@ -94,9 +94,10 @@ def points(card: Card, pod: PodRequest, request: DeviceRequest) -> Fraction:
 
 def preferred(cards: list[Card], pod: PodRequest, request: DeviceRequest) -> list[Card]:
     """The acceptable cards, best first; only one NUMA node's where the pod binds to one."""
-    policy = pod.device_policy.bound_to_numa() if pod.numa_bind else pod.device_policy
+    bound = pod.selection(request.vendor).numa_bind
+    policy = pod.device_policy.bound_to_numa() if bound else pod.device_policy
     good = [card for card in cards if acceptable(card, pod, request)]
-    if pod.numa_bind:
+    if bound:
         packing = pod.device_policy == DevicePolicy.BINPACK
         for numa in sorted({card.device.numa for card in good}, reverse=not packing):
             here = [card for card in good if card.device.numa == numa]
@@ -257,6 +258,18 @@ def test_numa_bind_takes_all_devices_from_one_node_that_has_enough() -> None:
     three = asking(make_demand(3, memory=1))
     assert chosen(make_pod_request(three, numa_bind=True), table) is None
     assert chosen(make_pod_request(three), table) is not None
+
+
+def test_numa_bind_is_about_the_vendor_that_it_names() -> None:
+    """NVIDIA's devices are of one NUMA node, the other's of two."""
+    devices = [make_device(f"GPU-{i}", index=i, numa=i % 2) for i in range(4)]
+    others = [make_device(f"NPU-{i}", index=i, numa=i, vendor=OTHER.name) for i in range(2)]
+    table = make_table([*devices, *others])
+    both = asking(make_demand(2, memory=1), make_demand(2, memory=1, vendor=OTHER.name))
+
+    assert chosen(make_pod_request(both, numa_bind=True), table) == [
+        ["GPU-1", "GPU-3", "NPU-0", "NPU-1"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,7 @@ def test_malformed_weights_are_refused_by_name(text: str) -> None:
 def test_numa_bind_annotation_is_read(text: str, expected: bool) -> None:
     pod = make_pod(annotations={"nvidia.com/numa-bind": text})
 
-    assert read_request(pod, VENDORS, Defaults()).numa_bind is expected
+    assert read_request(pod, VENDORS, Defaults()).selection(NVIDIA.name).numa_bind is expected
 
 
 def test_selection_annotations_are_read() -> None:

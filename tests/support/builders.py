@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hami.core import codec
 from hami.core.allocation import Allocation, ContainerDevice
@@ -131,13 +132,13 @@ def make_pod_request(
     selection: Selection | None = None,
 ) -> PodRequest:
     """A pod of these containers."""
+    bound = replace(selection or Selection(), numa_bind=numa_bind)
     return PodRequest(
         containers=containers,
         device_policy=device_policy,
         node_policy=node_policy,
-        numa_bind=numa_bind,
         weights=weights or Weights(),
-        selections=((NVIDIA.name, selection),) if selection else (),
+        selections=((NVIDIA.name, bound),) if bound != Selection() else (),
     )
 
 

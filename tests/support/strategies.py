@@ -5,6 +5,7 @@ Numbers are small and round, so that devices fill up, scores tie and rules meet 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -189,12 +190,12 @@ DEVICE_POLICIES = (
 def pod_requests(draw: st.DrawFn) -> PodRequest:
     """A pod of up to six containers, with every policy and selection."""
     selection = draw(selections) if draw(mostly(False, True)) else Selection()
+    selection = replace(selection, numa_bind=draw(st.booleans()))
     return PodRequest(
         containers=tuple(draw(container_requests(role)) for role in draw(pod_roles())),
         node_policy=draw(st.sampled_from(NodePolicy)),
         device_policy=DevicePolicy.parse(draw(st.sampled_from(DEVICE_POLICIES))),
         weights=draw(st.sampled_from([Weights(), Weights(memory=3), Weights(slots=0, cores=2)])),
-        numa_bind=draw(st.booleans()),
         selections=() if selection == Selection() else ((NVIDIA.name, selection),),
     )
 
