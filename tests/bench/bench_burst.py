@@ -1,8 +1,8 @@
 """Many pods at once: onto one node of the whole sandbox, and onto many nodes under binpack.
 
-``python -m tests.bench.bench_burst [--pods 100] [--rounds 3] [--identical 1000] [--json FILE]``
+``python -m tests.bench.bench_burst [--pods 80] [--rounds 3] [--identical 1000] [--json FILE]``
 
-*one node*: eight devices of ten slots, with scheduler, kubelet and agent; each container is a
+*one node*: as many pods as eight devices of ten slots hold, with scheduler, kubelet and agent; each container is a
 process under the shim. Timed from a pod's creation until it is seen running. *binpack*: identical
 pods, the sandbox's scheduler and API server (in this process) and a controller of its own process;
 the nodes' kubelets and agents are a loop that says of each bound pod, after 20 ms, that it has its
@@ -192,7 +192,7 @@ async def _until_bound(server: ApiServer, count: int) -> None:
 
 async def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pods", type=int, default=100, help="onto one node; 0 to leave it out")
+    parser.add_argument("--pods", type=int, default=80, help="onto one node; 0 to leave it out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--identical", type=int, default=1000, help="under binpack")
     parser.add_argument("--nodes", type=int, default=40, help="for the identical ones")
