@@ -4,9 +4,9 @@
 
 *one node*: as many pods as eight devices of ten slots hold, with scheduler, kubelet and agent; each
 container is a process under the shim. Timed from a pod's creation until it is seen running.
-*binpack*: identical pods, the sandbox's scheduler and API server (in this process) and a controller of its own process;
-the nodes' kubelets and agents are a loop that says of each bound pod, after 20 ms, that it has its
-devices. *late* is binds that met a deadline or were refused as hopeless.
+*binpack*: identical pods, the sandbox's scheduler and API server (in this process) and a controller
+of its own process; the nodes' kubelets and agents are a loop that says of each bound pod, after
+20 ms, that it has its devices. *late* is binds that met a deadline or were refused as hopeless.
 """
 
 from __future__ import annotations
