@@ -361,11 +361,14 @@ async def test_anothers_lock_is_waited_for_within_the_binds_deadline(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", CRASH_POINTS)
+@pytest.mark.parametrize("point", [p for p in CRASH_POINTS if p != "bind.before-turn"])
 async def test_lock_of_a_bind_that_died_holds_nobody_up_for_long(
     server: ApiServer, configure: Configure, tmp_path: Path, point: str
 ) -> None:
-    """The pod itself is bound at once; another one after the time of a bind."""
+    """The pod itself is bound at once; another one after the time of a bind.
+
+    Before its turn a bind has no lock yet.
+    """
     settings = configure(bind_timeout_seconds=2.0, allocate_timeout_seconds=2.0)
     server.store.create(mixed_node())
     pods = [server.store.create(asking(f"p{i}", {NUM: 1, MEM: 100, CORES: 1})) for i in range(2)]

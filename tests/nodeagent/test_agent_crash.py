@@ -155,7 +155,7 @@ async def test_restarted_agent_leaves_running_pods_as_they_are() -> None:
 async def test_unknown_crash_point_is_refused_at_the_start() -> None:
     async with open_machine() as (_, directory, gpus):
         with agent_process(directory, gpus, crash_at="allocate.nowhere") as agent:
-            assert await anyio.to_thread.run_sync(agent.wait) == 1
+            assert await anyio.to_thread.run_sync(agent.wait) == 2
 
         log = await anyio.Path(directory / "agent.log").read_text()
         assert "HAMI_CRASH_AT: expected one of allocate.consumed" in log
