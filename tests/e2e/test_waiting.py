@@ -20,7 +20,7 @@ from tests.support.sandbox import Reached, gpu, inside, make_pod, outside, until
 pytestmark = pytest.mark.slow
 
 CALLED_SECONDS = 30.0
-"""Far less than the scheduler's own flush takes (300 s); how fast a call is, is no test's to say."""
+"""Far below the scheduler's own flush (300 s); how fast a call is, is not for a test to say."""
 
 
 def hami(*arguments: str) -> str:
