@@ -35,8 +35,6 @@ Bools = npt.NDArray[np.bool_]
 
 SLICES: Final = 8
 MASKS: Final = 1 << SLICES
-FULL: Final = MASKS - 1
-"""Mask of a device without a free slice."""
 
 GEOMETRIES_KEPT: Final = 64
 PACKINGS_KEPT: Final = 512

@@ -7,13 +7,13 @@ function here changes the table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from hami.core import fit, mig, score
+from hami.core import fit, mig
 from hami.core.allocation import Charge
-from hami.core.device import DeviceUuid, NodePolicy, PodRequest, Role
+from hami.core.device import DeviceUuid, PodRequest, Role
 from hami.core.table import Bools, Columns, DeviceTable, Ints, Snapshot
 
 Charges = Mapping[DeviceUuid, Charge]
@@ -39,21 +39,6 @@ def fits_without(
     return fit.place(relieved, request, need_devices=False).feasible
 
 
-def fits_nodes_without(
-    table: DeviceTable, request: PodRequest, removed: Mapping[str, Sequence[Charges]]
-) -> Bools:
-    """For each node, in order, whether the pod fits it once these pods' charges are gone."""
-    names = [name for name in removed if name in table.rows]
-    fits = dict.fromkeys(removed, False)
-    if names:
-        snapshot = table.copy([table.rows[name] for name in names])
-        changed = [(i, charges) for i, name in enumerate(names) for charges in removed[name]]
-        relieved = relieve(table, snapshot, changed)
-        feasible = fit.place(relieved, request, need_devices=False).feasible
-        fits |= dict(zip(names, feasible.tolist(), strict=True))
-    return np.fromiter(fits.values(), np.bool_, len(fits))
-
-
 def relieve(
     table: DeviceTable, snapshot: Snapshot, changed: Sequence[tuple[int, Charges]]
 ) -> Snapshot:
@@ -77,15 +62,6 @@ def relieve(
     for (i, column), left in holders.items():
         c.mig_mask[i, column] = mig.mask_of(left)
     return snapshot
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spot:
-    """Where one more copy of a pod would go."""
-
-    node: str
-    number: int
-    """Which copy on that node it is, from 1."""
 
 
 def copies(
@@ -125,38 +101,6 @@ def copies(
     return counts
 
 
-def place_copies(
-    table: DeviceTable, requests: Sequence[PodRequest], nodes: Sequence[str]
-) -> list[str | None]:
-    """Where each of these pods would go if they came one after the other; None where nowhere.
-
-    Nodes are chosen as the requests' policies say, the first by name among equals.
-    """
-    names = sorted(name for name in nodes if name in table.rows)
-    snapshot = table.copy([table.rows[name] for name in names])
-    chosen: list[str | None] = []
-    known: tuple[PodRequest, Bools] | None = None
-    for request in requests:
-        if known is None or known[0] != request:
-            known = request, fit.place(snapshot, request, need_devices=False).feasible
-        feasible = known[1]
-        scores = score.node_scores(snapshot.columns)
-        if request.node_policy is NodePolicy.SPREAD:
-            scores = -scores
-        if not feasible.any():
-            chosen.append(None)
-            continue
-        best = int(np.argmax(np.where(feasible, scores, -np.inf)))
-        chosen.append(names[best])
-        one = _rows(snapshot, np.array([best]))
-        after = _after(one, request, fit.place(one, request, need_devices=True))
-        _write_back(snapshot, best, after)
-        feasible[best] = fit.place(
-            _rows(snapshot, np.array([best])), request, need_devices=False
-        ).feasible[0]
-    return chosen
-
-
 def narrowed(snapshot: Snapshot, columns: Columns, kept: Ints) -> Snapshot:
     """Some rows of the snapshot, with these columns in place of its own."""
     return replace(
@@ -165,10 +109,6 @@ def narrowed(snapshot: Snapshot, columns: Columns, kept: Ints) -> Snapshot:
         generations=snapshot.generations[kept],
         columns=columns.take(kept),
     )
-
-
-def _rows(snapshot: Snapshot, kept: Ints) -> Snapshot:
-    return narrowed(snapshot, snapshot.columns, kept)
 
 
 def _after(snapshot: Snapshot, request: PodRequest, result: fit.Placement) -> Columns:
@@ -191,11 +131,3 @@ def _peak(one: Columns, other: Columns) -> Columns:
         used_cores=np.maximum(one.used_cores, other.used_cores),
         mig_mask=one.mig_mask | other.mig_mask,
     )
-
-
-def _write_back(snapshot: Snapshot, row: int, after: Columns) -> None:
-    c = snapshot.columns
-    c.used_slots[row] = after.used_slots[0]
-    c.used_memory[row] = after.used_memory[0]
-    c.used_cores[row] = after.used_cores[0]
-    c.mig_mask[row] = after.mig_mask[0]
