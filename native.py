@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent
 SHIM = Path("hami/shim/src")
 GPU = Path("hami/sandbox/gpu/src")
 RUNTIME = Path("hami/sandbox/runtime")
+EXPORTS = Path("build/exports.map")
 
 FLAGS = shlex.split(
     "-std=c11 -O2 -g0 -fPIC -fvisibility=hidden -fno-strict-aliasing -pthread "
@@ -54,33 +55,28 @@ def sources(directory: Path, names: str) -> list[Path]:
     return [directory / name for name in names.split()]
 
 
+def every(directory: Path, pattern: str, *, but: str = "") -> list[Path]:
+    """All sources of a directory that match, less those that have a main or belong elsewhere."""
+    found = sorted(path.relative_to(ROOT) for path in (ROOT / directory).glob(pattern))
+    return [path for path in found if path.name not in but.split()]
+
+
+NVML_ONLY = "sim_nvml.c sim_nvml_event.c sim_nvml_process.c"
 LIBRARY_OF_THE_SHIM = Target(
     "hami/shim/lib/libvgpu.so",
-    sources(
-        SHIM,
-        "contexts.c devices.c dlsym.S elf.c limits.c log.c memory.c nvml_view.c pointers.c "
-        "proc_address.c process.c region.c resolve.c slots.c start.c view.c",
-    ),
-    [*SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={SHIM / 'exports.map'}"],
-    [SHIM / "exports.map"],
+    [*every(SHIM, "*.c", but="layout.c reclaim_main.c"), SHIM / "dlsym.S"],
+    [*SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={EXPORTS}"],
+    [EXPORTS],
 )
 SIMULATED_CUDA = Target(
     "hami/sandbox/gpu/lib/libcuda.so.1",
-    sources(SHIM, "pointers.c process.c")
-    + sources(
-        GPU,
-        "sim_context.c sim_device.c sim_execution.c sim_memory.c sim_node.c sim_proc_address.c "
-        "sim_timeline.c sim_visible.c",
-    ),
+    sources(SHIM, "pointers.c process.c") + every(GPU, "sim_*.c", but=NVML_ONLY),
     [*SHARED, f"-I{SHIM}", "-Wl,-soname,libcuda.so.1"],
 )
 SIMULATED_NVML = Target(
     "hami/sandbox/gpu/lib/libnvidia-ml.so.1",
     sources(SHIM, "process.c")
-    + sources(
-        GPU,
-        "sim_node.c sim_nvml.c sim_nvml_event.c sim_nvml_process.c sim_timeline.c sim_visible.c",
-    ),
+    + sources(GPU, f"sim_node.c sim_timeline.c sim_visible.c {NVML_ONLY}"),
     [*SHARED, f"-I{SHIM}", "-Wl,-soname,libnvidia-ml.so.1"],
 )
 TARGETS = (
@@ -156,8 +152,27 @@ def build_target(target: Target, directory: Path, extra: list[str]) -> Path:
     return output
 
 
+def write_exports() -> None:
+    """The linker's list of all that the shim shows to others: the rows of hooks.def, and dlsym.
+
+    No version node: an unversioned definition stands in for every version of dlsym that a program
+    may have been linked against.
+    """
+    rows = re.findall(r"^HAMI_HOOK\(\w+, (\w+),", (ROOT / SHIM / "hooks.def").read_text(), re.M)
+    names = "".join(f"    {name};\n" for name in ["dlsym", "dlvsym", *rows])
+    content = f"{{\nglobal:\n{names}local:\n    *;\n}};\n"
+    target = ROOT / EXPORTS
+    if target.exists() and target.read_text() == content:
+        return
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(content)
+    os.replace(temporary, target)
+
+
 def build(sanitize: str | None = None) -> list[Path]:
     """Build everything; returns the outputs."""
+    write_exports()
     if sanitize is None:
         return [build_target(target, ROOT, []) for target in TARGETS]
     extra = [f"-fsanitize={sanitize}", "-g", "-fno-omit-frame-pointer"]

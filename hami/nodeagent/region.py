@@ -1,4 +1,4 @@
-"""The two files that a container shares with the node agent: made, steered and read here.
+"""The two files that a container shares with the node agent: made and read here.
 
 The format is ``region_layout``'s; the rules by which the fields change are in ``docs/region.md``.
 ``control`` is written by this side alone. ``usage`` is writable by the container, so all that is
@@ -10,7 +10,6 @@ Knows no pod, no Kubernetes and no NVML.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import struct
 import subprocess
@@ -19,8 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from hami.errors import CodecError
 from hami.nodeagent.region_layout import (
@@ -63,8 +61,13 @@ class CoreMode(IntEnum):
     """What the core limiter does on a device."""
 
     OFF = 0
+    """Submissions go to the driver."""
     LIMIT = 1
+    """Submissions are paced by the grant."""
     BLOCK = 2
+    """Submissions wait; they are paced instead once the heartbeat has stopped."""
+    SUSPEND = 3
+    """Submissions wait until told otherwise."""
 
 
 class Flag(IntFlag):
@@ -73,6 +76,8 @@ class Flag(IntFlag):
     NONE = 0
     FAIL_OPEN = 1
     """An unusable usage file lifts the limits instead of refusing memory."""
+    OVERSUBSCRIBE = 2
+    """Where device memory is short, managed memory may take its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +104,16 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryUse:
-    """Device memory of one process, as it says itself."""
+class DeviceUsage:
+    """What one process uses of one device, as it says itself."""
 
     used_bytes: int = 0
     pending_bytes: int = 0
     """Asked of the driver at the moment of reading."""
+    spent_ns: int = 0
+    """Device time that it has debited since it began."""
+    waited_ns: int = 0
+    """Time that its threads have waited for device time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +130,9 @@ class ProcessUse:
     """Inode number; 0: not known."""
     start_ticks: int
     host_pid: int
-    devices: tuple[MemoryUse, ...]
+    last_submit_ns: int
+    """CLOCK_MONOTONIC of about its last launch; 0: none."""
+    devices: tuple[DeviceUsage, ...]
     """In the order of the control file."""
 
 
@@ -143,6 +154,7 @@ def create(
     devices: Sequence[RegionDevice],
     owner: Owner | None = None,
     priority: int = 1,
+    weight: int = 0,
     policy: Policy = Policy.DEFAULT,
     flags: Flag = Flag.NONE,
     usage_mode: int = 0o666,
@@ -155,6 +167,7 @@ def create(
         devices: In the order in which they are reported; at most MAX_DEVICES.
         owner: Whose region it is.
         priority: 0 is the highest.
+        weight: Of the container's share where a device is contended; 0: the usual one.
         policy: When core limits apply.
         flags: See Flag.
         usage_mode: Permissions of the usage file: any user of the container writes it.
@@ -165,6 +178,7 @@ def create(
         OSError: The files cannot be written; nothing half-written has their names.
     """
     control = _new_control(devices, owner or Owner(), priority=priority)
+    control.weight = in_range("weight", weight, 0, 2**31 - 1)
     control.policy, control.flags = int(policy), int(flags)
     usage = Usage(magic=USAGE_MAGIC, version=VERSION, size=ctypes.sizeof(Usage))
     usage.slot_count, usage.device_count = MAX_SLOTS, MAX_DEVICES
@@ -183,7 +197,7 @@ def _new_control(devices: Sequence[RegionDevice], owner: Owner, *, priority: int
         size=ctypes.sizeof(Control),
         generation=1,
         device_count=len(devices),
-        priority=_in_range("priority", priority, 0, 2**31 - 1),
+        priority=in_range("priority", priority, 0, 2**31 - 1),
         pod_uid=_text("pod uid", owner.pod_uid, 64),
         pod_namespace=_text("namespace", owner.pod_namespace, 64),
         pod_name=_text("pod name", owner.pod_name, 256),
@@ -192,18 +206,20 @@ def _new_control(devices: Sequence[RegionDevice], owner: Owner, *, priority: int
     for index, device in enumerate(devices):
         control.devices[index] = DeviceControl(
             uuid=_text("device uuid", device.uuid, 96),
-            memory_limit_bytes=_limit(device.memory_limit_bytes),
-            physical_bytes=_in_range("physical bytes", device.physical_bytes, 0, 2**63),
-            core_limit_permille=_in_range("core limit", device.core_limit_permille, 0, 1000),
+            memory_limit_bytes=limit_word(device.memory_limit_bytes),
+            physical_bytes=in_range("physical bytes", device.physical_bytes, 0, 2**63),
+            core_limit_permille=in_range("core limit", device.core_limit_permille, 0, 1000),
         )
     return control
 
 
-def _limit(value: int | None) -> int:
-    return UNLIMITED if value is None else _in_range("memory limit", value, 0, UNLIMITED - 1)
+def limit_word(value: int | None) -> int:
+    """A memory limit as the file has it. Raises CodecError."""
+    return UNLIMITED if value is None else in_range("memory limit", value, 0, UNLIMITED - 1)
 
 
-def _in_range(name: str, value: int, low: int, high: int) -> int:
+def in_range(name: str, value: int, low: int, high: int) -> int:
+    """The value, if its field can hold it; raises CodecError else."""
     if not low <= value <= high:
         raise CodecError(f"control file: {name}: expected {low} to {high}, met {value}")
     return value
@@ -231,84 +247,6 @@ def _write(path: Path, content: bytes, *, mode: int, uid: int) -> None:
         raise
 
 
-class ControlFile:
-    """A control file, open for changes that running processes see at once.
-
-    Every change is one aligned store, and raises the generation afterwards. One writer at a time.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        """Open and check it.
-
-        Raises:
-            CodecError: It is not a control file of this version.
-            OSError: It cannot be opened.
-        """
-        path = directory / CONTROL
-        with path.open("r+b") as file:
-            self._control = _decode_control(path, file.read(ctypes.sizeof(Control)))
-            self._map = mmap.mmap(file.fileno(), ctypes.sizeof(Control))
-        self._words = memoryview(self._map).cast("B").cast("Q")
-        self._halves = memoryview(self._map).cast("B").cast("I")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Unmap it. Doing it twice is fine."""
-        self._words.release()
-        self._halves.release()
-        self._map.close()
-
-    @property
-    def generation(self) -> int:
-        """How often it was changed, and one."""
-        return self._words[Control.generation.offset // 8]
-
-    @property
-    def devices(self) -> tuple[RegionDevice, ...]:
-        """Its devices, with the limits of now."""
-        return _devices(_decode_control(Path(CONTROL), bytes(self._map)))
-
-    def set_memory_limit(self, device: int, limit_bytes: int | None) -> None:
-        """Change a device's limit; None lifts it. Below the use of now it only stops growth."""
-        self._store(device, "memory_limit_bytes", _limit(limit_bytes))
-
-    def set_untracked(self, device: int, untracked_bytes: int) -> None:
-        """Say what the container uses beyond what its processes report; the limit includes it."""
-        self._store(device, "untracked_bytes", _in_range("untracked", untracked_bytes, 0, 2**63))
-
-    def set_core_limit(self, device: int, permille: int, *, mode: CoreMode) -> None:
-        """Change a device's share of time; 0 or 1000 per mille is no limit."""
-        self._store(device, "core_limit_permille", _in_range("core limit", permille, 0, 1000))
-        self._store(device, "core_mode", int(mode))
-
-    def set_token_rate(self, device: int, ns_per_second: int, *, burst_ns: int) -> None:
-        """Set the pace of launches: device time granted a second, and how much may be saved up."""
-        self._store(device, "token_rate_ns_per_second", _in_range("rate", ns_per_second, 0, 2**63))
-        self._store(device, "token_burst_ns", _in_range("burst", burst_ns, 0, 2**63))
-
-    def _store(self, device: int, name: str, value: int) -> None:
-        if not 0 <= device < self._control.device_count:
-            count = self._control.device_count
-            raise CodecError(f"control file: expected a device below {count}, met {device}")
-        place = getattr(DeviceControl, name)
-        offset = Control.devices.offset + device * ctypes.sizeof(DeviceControl) + place.offset
-        if place.size == 8:
-            self._words[offset // 8] = value
-        else:
-            self._halves[offset // 4] = value
-        self._words[Control.generation.offset // 8] += 1
-
-
 def read_usage(directory: Path) -> RegionUse:
     """What the container's processes say they use, now.
 
@@ -319,7 +257,7 @@ def read_usage(directory: Path) -> RegionUse:
         OSError: A file cannot be read.
     """
     path = directory / CONTROL
-    devices = _devices(_decode_control(path, path.read_bytes()))
+    devices = devices_of(decode_control(path, path.read_bytes()))
     path = directory / USAGE
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -386,10 +324,13 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
         pid_namespace=_namespace_of_owner(slot),
         start_ticks=slot.start_ticks,
         host_pid=slot.host_pid,
+        last_submit_ns=slot.last_submit_ns,
         devices=tuple(
-            MemoryUse(
+            DeviceUsage(
                 used_bytes=min(slot.rows[index].used_bytes, CLAMP_BYTES),
                 pending_bytes=min(slot.rows[index].pending_bytes, CLAMP_BYTES),
+                spent_ns=slot.rows[index].spent_ns,
+                waited_ns=slot.rows[index].waited_ns,
             )
             for index in range(len(devices))
         ),
@@ -421,14 +362,16 @@ def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:
         raise CodecError(f"{path}: expected size {size}, met {met_size}")
 
 
-def _decode_control(path: Path, content: bytes) -> Control:
+def decode_control(path: Path, content: bytes) -> Control:
+    """The content of a control file, checked; raises CodecError."""
     _check(path, content, magic=CONTROL_MAGIC, size=ctypes.sizeof(Control))
     if len(content) < ctypes.sizeof(Control):
         raise CodecError(f"{path}: expected {ctypes.sizeof(Control)} bytes, met {len(content)}")
     return Control.from_buffer_copy(content)
 
 
-def _devices(control: Control) -> tuple[RegionDevice, ...]:
+def devices_of(control: Control) -> tuple[RegionDevice, ...]:
+    """Its devices as values."""
     return tuple(
         RegionDevice(
             uuid=device.uuid.decode(errors="replace"),

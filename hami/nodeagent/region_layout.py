@@ -17,6 +17,16 @@ CONTROL_MAGIC: Final = int.from_bytes(b"HMCONTRL", "little")
 USAGE_MAGIC: Final = int.from_bytes(b"HMIUSAGE", "little")
 
 
+class Grant(ctypes.LittleEndianStructure):
+    """struct hami_grant: device time granted so far, a line over CLOCK_MONOTONIC."""
+
+    _fields_ = (
+        ("granted_ns", ctypes.c_uint64),
+        ("since_ns", ctypes.c_uint64),
+        ("rate_ns_per_second", ctypes.c_uint64),
+    )
+
+
 class DeviceControl(ctypes.LittleEndianStructure):
     """struct hami_device_control."""
 
@@ -27,9 +37,12 @@ class DeviceControl(ctypes.LittleEndianStructure):
         ("untracked_bytes", ctypes.c_uint64),
         ("core_limit_permille", ctypes.c_uint32),
         ("core_mode", ctypes.c_uint32),
-        ("token_rate_ns_per_second", ctypes.c_uint64),
-        ("token_burst_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint8 * 112),
+        ("context_bytes", ctypes.c_uint64),
+        ("burst_ns", ctypes.c_uint64),
+        ("grant_sequence", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint32),
+        ("grants", Grant * 2),
+        ("reserved1", ctypes.c_uint8 * 56),
     )
 
 
@@ -45,7 +58,10 @@ class Control(ctypes.LittleEndianStructure):
         ("priority", ctypes.c_int32),
         ("policy", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
-        ("reserved0", ctypes.c_uint8 * 24),
+        ("pulse", ctypes.c_uint64),
+        ("heartbeat_ns", ctypes.c_uint64),
+        ("weight", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint32),
         ("pod_uid", ctypes.c_char * 64),
         ("pod_namespace", ctypes.c_char * 64),
         ("pod_name", ctypes.c_char * 256),
@@ -61,7 +77,9 @@ class UsageRow(ctypes.LittleEndianStructure):
     _fields_ = (
         ("used_bytes", ctypes.c_uint64),
         ("pending_bytes", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 6),
+        ("spent_ns", ctypes.c_uint64),
+        ("waited_ns", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 4),
     )
 
 
@@ -74,9 +92,9 @@ class Slot(ctypes.LittleEndianStructure):
         ("host_pid", ctypes.c_int32),
         ("start_ticks", ctypes.c_uint64),
         ("pid_namespace", ctypes.c_uint32),
-        ("state", ctypes.c_uint32),
+        ("reserved0", ctypes.c_uint32),
         ("last_submit_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 3),
+        ("reserved1", ctypes.c_uint64 * 3),
         ("rows", UsageRow * MAX_DEVICES),
     )
 
@@ -84,7 +102,7 @@ class Slot(ctypes.LittleEndianStructure):
 class Bucket(ctypes.LittleEndianStructure):
     """struct hami_bucket: pacing state of one device."""
 
-    _fields_ = (("arrival_ns", ctypes.c_uint64), ("reserved", ctypes.c_uint64 * 7))
+    _fields_ = (("debited_ns", ctypes.c_uint64), ("reserved", ctypes.c_uint64 * 7))
 
 
 class Usage(ctypes.LittleEndianStructure):

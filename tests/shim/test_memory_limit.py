@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hami.nodeagent import region
+from hami.nodeagent.controlfile import ControlFile
 from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Machine
 
 StartClient = Callable[..., Client]
@@ -216,12 +216,12 @@ def test_limit_can_be_changed_while_a_process_runs(
     client = start_client(container)
     assert client.ask("alloc", 200 * MIB)[0] == OUT_OF_MEMORY
 
-    with region.ControlFile(container.directory) as control:
+    with ControlFile(container.directory) as control:
         control.set_memory_limit(0, 300 * MIB)
 
     assert client.ask("info") == (0, 300 * MIB, 300 * MIB)
     address = client.alloc(200 * MIB)
-    with region.ControlFile(container.directory) as control:
+    with ControlFile(container.directory) as control:
         control.set_memory_limit(0, 150 * MIB)
     assert client.ask("info") == (0, 0, 150 * MIB)
     assert client.ask("alloc", 1)[0] == OUT_OF_MEMORY
@@ -235,7 +235,7 @@ def test_untracked_memory_counts_towards_the_limit(
     container = machine.container(LIMIT)
     client = start_client(container)
 
-    with region.ControlFile(container.directory) as control:
+    with ControlFile(container.directory) as control:
         control.set_untracked(0, 500 * MIB)
 
     assert client.ask("info") == (0, LIMIT - 500 * MIB, LIMIT)

@@ -14,6 +14,7 @@ import pytest
 import native
 from hami.errors import CodecError
 from hami.nodeagent import region, region_layout
+from hami.nodeagent.controlfile import ControlFile
 from tests.support.gpu import MIB, Client, Container, Machine
 
 Compile = Callable[..., Path]
@@ -86,16 +87,43 @@ def test_too_many_devices_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_change_of_the_control_file_raises_its_generation(container: Container) -> None:
-    with region.ControlFile(container.directory) as control:
+    with ControlFile(container.directory) as control:
         before = control.generation
         control.set_memory_limit(0, 5)
-        control.set_core_limit(0, 300, mode=region.CoreMode.LIMIT)
+        control.set_core_limit(0, 300)
 
         assert control.generation > before
         assert control.devices[0].memory_limit_bytes == 5
         assert control.devices[0].core_limit_permille == 300
         with pytest.raises(CodecError, match="expected a device below 1, met 1"):
             control.set_memory_limit(1, 5)
+
+
+def test_a_change_of_pace_keeps_what_was_granted_before(container: Container) -> None:
+    second = 1_000_000_000
+    with ControlFile(container.directory) as control:
+        control.set_pace(0, ns_per_second=300_000_000, burst_ns=7, now_ns=10 * second)
+        control.set_pace(0, ns_per_second=100_000_000, burst_ns=7, now_ns=12 * second)
+
+        assert control.granted(0, 12 * second) == 600_000_000
+        assert control.granted(0, 13 * second) == 700_000_000
+        assert control.control.devices[0].grant_sequence == 2
+        assert control.control.devices[0].burst_ns == 7
+
+
+def test_the_pulse_tells_ticks_and_which_devices_are_not_free(container: Container) -> None:
+    with ControlFile(container.directory) as control:
+        control.set_core_mode(0, region.CoreMode.LIMIT)
+        limited = control.control.pulse
+        control.beat(5)
+        beaten = control.control.pulse
+        control.set_core_mode(0, region.CoreMode.OFF)
+
+        assert limited & 0xFFFF == 1
+        assert beaten & 0xFFFF == 1
+        assert beaten >> 16 == (limited >> 16) + 1
+        assert control.control.heartbeat_ns == 5
+        assert control.control.pulse & 0xFFFF == 0
 
 
 @pytest.fixture
@@ -114,8 +142,8 @@ def test_reading_shows_each_process_and_what_it_holds(
         process.pid: process for process in region.read_usage(container.directory).processes
     }
 
-    assert processes[client.process.pid].devices == (region.MemoryUse(used_bytes=5 * MIB),)
-    assert processes[idle.process.pid].devices == (region.MemoryUse(),)
+    assert processes[client.process.pid].devices == (region.DeviceUsage(used_bytes=5 * MIB),)
+    assert processes[idle.process.pid].devices == (region.DeviceUsage(),)
     assert processes[idle.process.pid].pid_namespace == Path("/proc/self/ns/pid").stat().st_ino
 
 
@@ -254,7 +282,7 @@ def test_reader_believes_no_absurd_figures(container: Container) -> None:
     (process,) = region.read_usage(container.directory).processes
 
     assert process.devices == (
-        region.MemoryUse(used_bytes=region.CLAMP_BYTES, pending_bytes=region.CLAMP_BYTES),
+        region.DeviceUsage(used_bytes=region.CLAMP_BYTES, pending_bytes=region.CLAMP_BYTES),
     )
 
 
