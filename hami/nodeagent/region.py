@@ -39,6 +39,8 @@ CONTROL: Final = "control"
 USAGE: Final = "usage"
 CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
+CLAMP_NS: Final = 2**58
+"""Nor a time longer than nine years."""
 
 _TOKEN_PID: Final = 42
 _TOKEN_NAMESPACE: Final = 22
@@ -324,13 +326,13 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
         pid_namespace=_namespace_of_owner(slot),
         start_ticks=slot.start_ticks,
         host_pid=slot.host_pid,
-        last_submit_ns=slot.last_submit_ns,
+        last_submit_ns=min(slot.last_submit_ns, CLAMP_NS),
         devices=tuple(
             DeviceUsage(
                 used_bytes=min(slot.rows[index].used_bytes, CLAMP_BYTES),
                 pending_bytes=min(slot.rows[index].pending_bytes, CLAMP_BYTES),
-                spent_ns=slot.rows[index].spent_ns,
-                waited_ns=slot.rows[index].waited_ns,
+                spent_ns=min(slot.rows[index].spent_ns, CLAMP_NS),
+                waited_ns=min(slot.rows[index].waited_ns, CLAMP_NS),
             )
             for index in range(len(devices))
         ),

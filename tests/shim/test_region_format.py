@@ -282,7 +282,12 @@ def test_reader_believes_no_absurd_figures(container: Container) -> None:
     (process,) = region.read_usage(container.directory).processes
 
     assert process.devices == (
-        region.DeviceUsage(used_bytes=region.CLAMP_BYTES, pending_bytes=region.CLAMP_BYTES),
+        region.DeviceUsage(
+            used_bytes=region.CLAMP_BYTES,
+            pending_bytes=region.CLAMP_BYTES,
+            spent_ns=region.CLAMP_NS,
+            waited_ns=region.CLAMP_NS,
+        ),
     )
 
 
