@@ -22,6 +22,7 @@ StartClient = Callable[..., Client]
 
 LAYOUT = native.ROOT / native.SHIM / "region-layout.txt"
 MIRROR = {
+    "hami_grant": region_layout.Grant,
     "hami_device_control": region_layout.DeviceControl,
     "hami_control": region_layout.Control,
     "hami_usage_row": region_layout.UsageRow,
