@@ -6,6 +6,7 @@
 #include "hooks.h"
 #include "limits.h"
 #include "pointers.h"
+#include "pools.h"
 #include "shim.h"
 
 #include <stdlib.h>
@@ -44,10 +45,12 @@ static void settle(struct taken *taken, bool destroyed)
     struct hami_pointer stale;
     for (size_t i = 0; i < taken->count; i++)
         if (destroyed)
-            hami_limits_discharge(hami_region(), taken->pointers[i].device, taken->pointers[i].bytes);
+            hami_pointer_gone(&taken->pointers[i]);
         else
             hami_pointers_put(&taken->pointers[i], &stale);
     free(taken->pointers);
+    if (destroyed)
+        hami_pools_measure();
 }
 
 static bool primary_is_active(CUdevice ordinal)

@@ -22,6 +22,24 @@ enum {
     CUDA_ERROR_NOT_SUPPORTED = 801,
 };
 
+typedef void *CUstream;
+typedef void *CUevent;
+typedef void *CUmemoryPool;
+typedef struct {
+    int type, id;
+} CUmemLocation;
+typedef struct {
+    int allocation_type, handle_types;
+    CUmemLocation location;
+    void *security;
+    size_t max_bytes; /* 0: none; 0 as well with drivers that do not know it */
+    unsigned char reserved[56];
+} CUmemPoolProps;
+
+enum { CU_MEM_LOCATION_TYPE_DEVICE = 1 };
+enum { CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT = 5, CU_MEMPOOL_ATTR_USED_MEM_CURRENT = 7 };
+enum { CU_STREAM_CAPTURE_STATUS_NONE = 0 };
+
 typedef int nvmlReturn_t;
 typedef void *nvmlDevice_t;
 typedef struct {

@@ -209,6 +209,11 @@ void hami_limits_withdraw(struct hami_region *region, unsigned device, uint64_t 
     atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
 }
 
+void hami_limits_impose(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    atomic_fetch_add(&row_of(region, device)->used_bytes, bytes);
+}
+
 void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     atomic_fetch_sub(&row_of(region, device)->used_bytes, bytes);

@@ -25,6 +25,9 @@ void hami_limits_commit(struct hami_region *region, unsigned device, uint64_t by
 /* The announced bytes were not allocated. */
 void hami_limits_withdraw(struct hami_region *region, unsigned device, uint64_t bytes);
 
+/* Bytes are allocated that nobody announced: count them, whether they fit or not. */
+void hami_limits_impose(struct hami_region *region, unsigned device, uint64_t bytes);
+
 /* Committed bytes were freed. */
 void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes);
 

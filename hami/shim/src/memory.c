@@ -7,7 +7,9 @@
 
 #include "hooks.h"
 #include "limits.h"
+#include "memory.h"
 #include "pointers.h"
+#include "pools.h"
 #include "shim.h"
 
 #define PITCH_ALIGNMENT 512 /* what drivers round a row up to; a coarser one is charged afterwards */
@@ -33,7 +35,7 @@ static CUresult begin(struct charge *charge, uint64_t bytes)
         return CUDA_ERROR_OUT_OF_MEMORY;
     HAMI_CUDA(cuCtxGetCurrent, &charge->context);
     const int device = hami_device_of_ordinal(ordinal);
-    if (device == HAMI_UNLISTED || hami_limits_charge(hami_region(), (unsigned)device, bytes) != 0)
+    if (device == HAMI_UNLISTED || hami_charge((unsigned)device, bytes) != 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     charge->device = device;
     return CUDA_SUCCESS;
@@ -74,7 +76,7 @@ static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr
     if (charge->bytes + more != bytes)
         hami_limits_withdraw(region, device, charge->bytes + more - bytes);
     if (stale.address != 0) /* the driver gives the address anew, so its old memory is gone */
-        hami_limits_discharge(region, stale.device, stale.bytes);
+        hami_pointer_gone(&stale);
     return CUDA_SUCCESS;
 }
 
@@ -88,25 +90,19 @@ static uint64_t pitched_bytes(uint64_t width, uint64_t height)
     return bytes;
 }
 
-/* A pointer's entry is out of the table while the driver frees it: see pointers.h. */
-struct release {
-    bool known;
-    struct hami_pointer pointer;
-};
-
-static struct release begin_free(CUdeviceptr address)
+struct hami_release hami_free_begin(CUdeviceptr address)
 {
-    struct release release = {.known = false};
+    struct hami_release release = {.known = false};
     if (address != 0 && hami_start() == HAMI_ENFORCING)
         release.known = hami_pointers_take(address, &release.pointer);
     return release;
 }
 
-static CUresult finish_free(const struct release *release, CUresult result)
+CUresult hami_free_finish(const struct hami_release *release, CUresult result)
 {
     struct hami_pointer stale;
     if (release->known && result == CUDA_SUCCESS)
-        hami_limits_discharge(hami_region(), release->pointer.device, release->pointer.bytes);
+        hami_pointer_gone(&release->pointer);
     else if (release->known)
         hami_pointers_put(&release->pointer, &stale);
     return result;
@@ -168,12 +164,12 @@ HAMI_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *address, unsigned int *pitc
 
 HAMI_EXPORT CUresult cuMemFree_v2(CUdeviceptr address)
 {
-    const struct release release = begin_free(address);
-    return finish_free(&release, HAMI_CUDA(cuMemFree_v2, address));
+    const struct hami_release release = hami_free_begin(address);
+    return hami_free_finish(&release, HAMI_CUDA(cuMemFree_v2, address));
 }
 
 HAMI_EXPORT CUresult cuMemFree(CUdeviceptr_v1 address)
 {
-    const struct release release = begin_free(address);
-    return finish_free(&release, HAMI_CUDA(cuMemFree, address));
+    const struct hami_release release = hami_free_begin(address);
+    return hami_free_finish(&release, HAMI_CUDA(cuMemFree, address));
 }

@@ -6,6 +6,7 @@
 
 #include "limits.h"
 #include "pointers.h"
+#include "pools.h"
 #include "shim.h"
 
 /* What pthread_atfork calls; asked of libc directly, for pthread_atfork itself would pull an old
@@ -23,6 +24,7 @@ static void after_fork_in_child(void)
     if (atomic_load(&hami_phase) >= HAMI_REFUSING)
         hami_region_detach(&hami_the_region);
     hami_pointers_after_fork();
+    hami_pools_after_fork();
     hami_limits_after_fork();
     hami_devices_after_fork();
     atomic_store(&hami_phase, 0);

@@ -17,6 +17,21 @@ typedef struct sim_stream *CUstream;
 typedef struct sim_cuda_event *CUevent;
 typedef struct sim_module *CUmodule;
 typedef struct sim_function *CUfunction;
+typedef struct sim_pool *CUmemoryPool;
+typedef struct {
+    int type, id;
+} CUmemLocation;
+typedef struct {
+    CUmemLocation location;
+    int flags;
+} CUmemAccessDesc;
+typedef struct {
+    int allocation_type, handle_types;
+    CUmemLocation location;
+    void *security;
+    size_t max_bytes;
+    unsigned char reserved[56];
+} CUmemPoolProps;
 typedef struct {
     char bytes[16];
 } CUuuid;
@@ -61,6 +76,10 @@ CUresult sim_current(CUcontext *context);
 /* After fork, in the child: no context, no memory. */
 void sim_context_after_fork(void);
 void sim_memory_after_fork(void);
+void sim_pools_after_fork(void);
+
+/* Something was waited for: pools let go of what they have too much of. */
+void sim_pools_synchronized(void);
 
 /* Free all memory of a context that is being destroyed. */
 void sim_free_context_memory(CUcontext context);

@@ -40,6 +40,7 @@ static void after_fork_in_child(void)
     atomic_store(&initialised, false);
     sim_context_after_fork();
     sim_memory_after_fork();
+    sim_pools_after_fork();
 }
 
 CUresult cuInit(unsigned int flags)

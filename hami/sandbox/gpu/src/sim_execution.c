@@ -55,6 +55,8 @@ static CUresult wait_for(uint64_t until_ns)
     const CUresult result = check();
     if (result == CUDA_SUCCESS)
         sim_sleep_until(until_ns);
+    if (result == CUDA_SUCCESS)
+        sim_pools_synchronized();
     return result != CUDA_SUCCESS ? result : check();
 }
 
@@ -195,6 +197,17 @@ CUresult cuCtxSynchronize(void)
     if (result != CUDA_SUCCESS || process == NULL)
         return result;
     return wait_for(atomic_load(&process->rows[context->gpu].until_ns));
+}
+
+CUresult cuCtxSynchronize_v2(CUcontext context)
+{
+    CUcontext current;
+    CUresult result = cuCtxPushCurrent_v2(context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = cuCtxSynchronize();
+    cuCtxPopCurrent_v2(&current);
+    return result;
 }
 
 CUresult cuEventCreate(CUevent *event, unsigned int flags)

@@ -9,12 +9,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "pointers.h"
-#include "sim_cuda.h"
+#include "sim_memory.h"
 
 #define LARGE_BYTES (UINT64_C(1) << 20)
-#define BLOCK_BYTES (UINT64_C(2) << 20)
-#define SMALL_BYTES UINT64_C(512)
 #define PITCH_BYTES UINT64_C(512)
 #define BINS 48
 
@@ -35,19 +32,14 @@ void sim_memory_after_fork(void)
     hami_pointers_after_fork();
 }
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
 static uint64_t physical(uint64_t bytes)
 {
-    return round_up(bytes, bytes >= LARGE_BYTES ? BLOCK_BYTES : SMALL_BYTES);
+    return sim_round_up(bytes, bytes >= LARGE_BYTES ? SIM_BLOCK_BYTES : SIM_SMALL_BYTES);
 }
 
 static unsigned bin_of(uint64_t bytes)
 {
-    return bytes <= SMALL_BYTES ? 9 : 64 - (unsigned)__builtin_clzll(bytes - 1);
+    return bytes <= SIM_SMALL_BYTES ? 9 : 64 - (unsigned)__builtin_clzll(bytes - 1);
 }
 
 static bool reserve_arena(void)
@@ -57,13 +49,13 @@ static bool reserve_arena(void)
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (map == MAP_FAILED)
             continue;
-        arena_start = arena_next = round_up((uint64_t)map, BLOCK_BYTES);
+        arena_start = arena_next = sim_round_up((uint64_t)map, SIM_BLOCK_BYTES);
         arena_end = (uint64_t)map + size;
     }
     return arena_end != 0;
 }
 
-static uint64_t take_address(uint64_t bytes)
+uint64_t sim_take_address(uint64_t bytes)
 {
     const unsigned index = bin_of(bytes);
     const uint64_t size = UINT64_C(1) << index;
@@ -79,11 +71,11 @@ static uint64_t take_address(uint64_t bytes)
     return address;
 }
 
-static void give_address(uint64_t address, uint64_t bytes)
+void sim_give_address(uint64_t address, uint64_t bytes)
 {
     struct bin *bin = &bins[bin_of(bytes)];
     if (atomic_load(&touched))
-        madvise((void *)(address & ~UINT64_C(4095)), round_up(bytes, 4096),
+        madvise((void *)(address & ~UINT64_C(4095)), sim_round_up(bytes, 4096),
                 bytes >= 4096 ? MADV_DONTNEED : MADV_NORMAL);
     pthread_mutex_lock(&arena_lock);
     if (bin->count == bin->capacity) {
@@ -110,7 +102,7 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
         return CUDA_ERROR_INVALID_VALUE;
     if (bytes > UINT64_C(1) << 46 || !sim_node_take(context->gpu, physical(bytes)))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    const uint64_t taken = take_address(physical(bytes));
+    const uint64_t taken = sim_take_address(physical(bytes));
     const struct hami_pointer pointer = {taken, physical(bytes), context->gpu, context};
     if (taken == 0 || !hami_pointers_put(&pointer, &stale)) {
         sim_node_give(context->gpu, physical(bytes));
@@ -123,13 +115,18 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
 static void release(const struct hami_pointer *pointer, void *argument)
 {
     (void)argument;
-    give_address(pointer->address, pointer->bytes);
+    if (pointer->device >= SIM_POOL_DEVICE) {
+        sim_pool_release(pointer);
+        return;
+    }
+    sim_give_address(pointer->address, pointer->bytes);
     sim_node_give(pointer->device, pointer->bytes);
 }
 
 void sim_free_context_memory(CUcontext context)
 {
     hami_pointers_take_context(context, release, NULL);
+    sim_pools_drop_unused(context->gpu);
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
@@ -149,11 +146,11 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, s
     if (pitch == NULL || (element != 4 && element != 8 && element != 16))
         return CUDA_ERROR_INVALID_VALUE;
     if (width > UINT64_MAX - PITCH_BYTES ||
-        __builtin_mul_overflow(round_up(width, PITCH_BYTES), height, &bytes))
+        __builtin_mul_overflow(sim_round_up(width, PITCH_BYTES), height, &bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
     const CUresult result = allocate(address, bytes);
     if (result == CUDA_SUCCESS)
-        *pitch = round_up(width, PITCH_BYTES);
+        *pitch = sim_round_up(width, PITCH_BYTES);
     return result;
 }
 

@@ -1,0 +1,264 @@
+/* pooler: obeys orders about pools, graphs' memory and managed memory, as client.c does about the rest.
+ *
+ * One order a line on stdin, one line on stdout that begins with the CUresult. With $RESOLVE set to 0
+ * or 2, functions come from cuGetProcAddress with those flags (2: per-thread default stream), else
+ * from dlsym.
+ *   init ORDINAL | alloc BYTES | free ADDRESS | free-async ADDRESS
+ *   async BYTES | from POOL BYTES | loop POOL BYTES COUNT   take and give back COUNT times: how many got it
+ *   default ORDINAL | current ORDINAL | set-current ORDINAL POOL
+ *   create LOCATION ID MAXIMUM | destroy POOL | trim POOL KEEP | get POOL ATTRIBUTE | set POOL ATTRIBUTE VALUE
+ *   sync-stream | sync-event | sync | info | nvml UUID | reset | fork
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct {
+    int type, id;
+} location;
+typedef struct {
+    int allocation_type, handle_types;
+    location location;
+    void *security;
+    size_t max_bytes;
+    unsigned char reserved[56];
+} pool_properties;
+
+#define FUNCTIONS(X)                                                                               \
+    X(cuInit, cuInit, 2000, (unsigned))                                                            \
+    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                    \
+    X(cuDevicePrimaryCtxReset_v2, cuDevicePrimaryCtxReset, 11000, (int))                           \
+    X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                            \
+    X(cuMemAlloc_v2, cuMemAlloc, 3020, (uint64_t *, size_t))                                       \
+    X(cuMemFree_v2, cuMemFree, 3020, (uint64_t))                                                   \
+    X(cuMemGetInfo_v2, cuMemGetInfo, 3020, (size_t *, size_t *))                                   \
+    X(cuMemAllocAsync, cuMemAllocAsync, 11020, (uint64_t *, size_t, void *))                       \
+    X(cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync, 11020, (uint64_t *, size_t, void *, void *)) \
+    X(cuMemFreeAsync, cuMemFreeAsync, 11020, (uint64_t, void *))                                   \
+    X(cuDeviceGetDefaultMemPool, cuDeviceGetDefaultMemPool, 11020, (void **, int))                 \
+    X(cuDeviceGetMemPool, cuDeviceGetMemPool, 11020, (void **, int))                               \
+    X(cuDeviceSetMemPool, cuDeviceSetMemPool, 11020, (int, void *))                                \
+    X(cuMemPoolCreate, cuMemPoolCreate, 11020, (void **, const pool_properties *))                 \
+    X(cuMemPoolDestroy, cuMemPoolDestroy, 11020, (void *))                                         \
+    X(cuMemPoolTrimTo, cuMemPoolTrimTo, 11020, (void *, size_t))                                   \
+    X(cuMemPoolGetAttribute, cuMemPoolGetAttribute, 11020, (void *, int, void *))                  \
+    X(cuMemPoolSetAttribute, cuMemPoolSetAttribute, 11020, (void *, int, void *))                  \
+    X(cuStreamSynchronize, cuStreamSynchronize, 7000, (void *))                                    \
+    X(cuCtxSynchronize, cuCtxSynchronize, 2000, (void))                                            \
+    X(cuEventCreate, cuEventCreate, 2000, (void **, unsigned))                                     \
+    X(cuEventRecord, cuEventRecord, 7000, (void *, void *))                                        \
+    X(cuEventSynchronize, cuEventSynchronize, 2000, (void *))
+
+#define X(name, symbol, version, parameters) static int(*name) parameters;
+FUNCTIONS(X)
+#undef X
+
+typedef struct {
+    unsigned long long total, free, used;
+} nvml_memory;
+static int (*nvml_init)(void);
+static int (*nvml_handle)(const char *, void **);
+static int (*nvml_memory_info)(void *, nvml_memory *);
+
+static void load_by_name(void *cuda)
+{
+#define X(name, symbol, version, parameters) name = (int(*) parameters)dlsym(cuda, #name);
+    FUNCTIONS(X)
+#undef X
+}
+
+static void load_by_address(void *cuda, uint64_t flags)
+{
+    int (*ask)(const char *, void **, int, uint64_t, int *);
+    int status = 0;
+    ask = (int (*)(const char *, void **, int, uint64_t, int *))dlsym(cuda, "cuGetProcAddress_v2");
+#define X(name, symbol, version, parameters)                                                       \
+    ask(#symbol, (void **)&name, version, flags, &status);
+    FUNCTIONS(X)
+#undef X
+}
+
+static void load(void)
+{
+    const char *resolve = getenv("RESOLVE");
+    void *cuda = dlopen("libcuda.so.1", RTLD_NOW);
+    void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    if (cuda == NULL || nvml == NULL) {
+        fprintf(stderr, "pooler: %s\n", dlerror());
+        exit(3);
+    }
+    if (resolve != NULL)
+        load_by_address(cuda, strtoull(resolve, NULL, 10));
+    else
+        load_by_name(cuda);
+    nvml_init = (int (*)(void))dlsym(nvml, "nvmlInit_v2");
+    nvml_handle = (int (*)(const char *, void **))dlsym(nvml, "nvmlDeviceGetHandleByUUID");
+    nvml_memory_info = (int (*)(void *, nvml_memory *))dlsym(nvml, "nvmlDeviceGetMemoryInfo");
+}
+
+static int ordinal;
+
+static int init(int wanted)
+{
+    void *context = NULL;
+    ordinal = wanted;
+    int result = cuInit(0);
+    if (result == 0)
+        result = cuDevicePrimaryCtxRetain(&context, ordinal);
+    return result != 0 ? result : cuCtxSetCurrent(context);
+}
+
+static int synchronize_by_event(void)
+{
+    void *event = NULL;
+    int result = cuEventCreate(&event, 0);
+    if (result == 0)
+        result = cuEventRecord(event, NULL);
+    return result != 0 ? result : cuEventSynchronize(event);
+}
+
+static unsigned long long loop(void *pool, size_t bytes, unsigned long long count)
+{
+    unsigned long long got = 0;
+    for (unsigned long long i = 0; i < count; i++) {
+        uint64_t address = 0;
+        if ((pool != NULL ? cuMemAllocFromPoolAsync(&address, bytes, pool, NULL)
+                          : cuMemAllocAsync(&address, bytes, NULL)) != 0)
+            continue;
+        got++;
+        cuMemFreeAsync(address, NULL);
+        if (i % 3 == 0)
+            cuStreamSynchronize(NULL);
+    }
+    return got;
+}
+
+static int get_attribute(void *pool, int attribute, unsigned long long *value)
+{
+    int narrow = 0;
+    const int result = cuMemPoolGetAttribute(pool, attribute, attribute < 4 ? (void *)&narrow : value);
+    if (attribute < 4)
+        *value = (unsigned long long)narrow;
+    return result;
+}
+
+static int set_attribute(void *pool, int attribute, unsigned long long value)
+{
+    int narrow = (int)value;
+    return cuMemPoolSetAttribute(pool, attribute, attribute < 4 ? (void *)&narrow : &value);
+}
+
+static int create(int type, int id, size_t maximum, void **pool)
+{
+    const pool_properties properties = {
+        .allocation_type = 1, .location = {type, id}, .max_bytes = maximum};
+    return cuMemPoolCreate(pool, &properties);
+}
+
+static int tell_nvml(const char *uuid)
+{
+    nvml_memory memory = {0, 0, 0};
+    void *handle = NULL;
+    nvml_init();
+    nvml_handle(uuid, &handle);
+    const int result = nvml_memory_info(handle, &memory);
+    return printf("%d %llu %llu %llu\n", result, memory.free, memory.total, memory.used);
+}
+
+static void fork_and_wait(void)
+{
+    const pid_t child = fork();
+    int status = 0;
+    if (child == 0)
+        return;
+    waitpid(child, &status, 0);
+    printf("%d\n", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+static int pair(int result, unsigned long long value)
+{
+    return printf("%d %llu\n", result, value);
+}
+
+#define IS(text) (strcmp(order, text) == 0)
+
+static int obey(const char *order, const char *text, unsigned long long a, unsigned long long b,
+                unsigned long long c)
+{
+    uint64_t address = 0;
+    void *pool = NULL;
+    unsigned long long value = 0;
+    size_t free_bytes = 0, total = 0;
+    int result;
+    if (IS("init"))
+        return printf("%d\n", init((int)a));
+    if (IS("alloc"))
+        return result = cuMemAlloc_v2(&address, a), pair(result, address);
+    if (IS("free"))
+        return printf("%d\n", cuMemFree_v2(a));
+    if (IS("free-async"))
+        return printf("%d\n", cuMemFreeAsync(a, NULL));
+    if (IS("async"))
+        return result = cuMemAllocAsync(&address, a, NULL), pair(result, address);
+    if (IS("from"))
+        return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, NULL), pair(result, address);
+    if (IS("loop"))
+        return pair(0, loop((void *)a, b, c));
+    if (IS("default"))
+        return result = cuDeviceGetDefaultMemPool(&pool, (int)a), pair(result, (uintptr_t)pool);
+    if (IS("current"))
+        return result = cuDeviceGetMemPool(&pool, (int)a), pair(result, (uintptr_t)pool);
+    if (IS("set-current"))
+        return printf("%d\n", cuDeviceSetMemPool((int)a, (void *)b));
+    if (IS("create"))
+        return result = create((int)a, (int)b, c, &pool), pair(result, (uintptr_t)pool);
+    if (IS("destroy"))
+        return printf("%d\n", cuMemPoolDestroy((void *)a));
+    if (IS("trim"))
+        return printf("%d\n", cuMemPoolTrimTo((void *)a, b));
+    if (IS("get"))
+        return result = get_attribute((void *)a, (int)b, &value), pair(result, value);
+    if (IS("set"))
+        return printf("%d\n", set_attribute((void *)a, (int)b, c));
+    if (IS("sync-stream"))
+        return printf("%d\n", cuStreamSynchronize(NULL));
+    if (IS("sync-event"))
+        return printf("%d\n", synchronize_by_event());
+    if (IS("sync"))
+        return printf("%d\n", cuCtxSynchronize());
+    if (IS("info"))
+        return result = cuMemGetInfo_v2(&free_bytes, &total),
+               printf("%d %zu %zu\n", result, free_bytes, total);
+    if (IS("nvml"))
+        return tell_nvml(text);
+    if (IS("reset"))
+        return printf("%d\n", cuDevicePrimaryCtxReset_v2(ordinal));
+    if (IS("fork"))
+        return fork_and_wait(), 0;
+    return printf("-1 unknown order %s\n", order);
+}
+
+int main(void)
+{
+    char line[256];
+    setvbuf(stdin, NULL, _IONBF, 0); /* a forked successor reads on where we stopped */
+    load();
+    puts("ready");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        char order[32] = "", text[64] = "";
+        unsigned long long a = 0, b = 0, c = 0;
+        sscanf(line, "%31s %63s", order, text);
+        sscanf(line, "%*s %llu %llu %llu", &a, &b, &c);
+        if (IS("exit"))
+            return (int)a;
+        obey(order, text, a, b, c);
+        fflush(stdout);
+    }
+    return 0;
+}
