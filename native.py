@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ SHIM = Path("hami/shim/src")
 GPU = Path("hami/sandbox/gpu/src")
 RUNTIME = Path("hami/sandbox/runtime")
 EXPORTS = Path("build/exports.map")
+GENERATED = Path("build/generated")
+NAMES = [GENERATED / "hook-names.h", GENERATED / "hook-symbols.h"]
 
 FLAGS = shlex.split(
     "-std=c11 -O2 -g0 -fPIC -fvisibility=hidden -fno-strict-aliasing -pthread "
@@ -65,8 +67,8 @@ NVML_ONLY = "sim_nvml.c sim_nvml_event.c sim_nvml_process.c"
 LIBRARY_OF_THE_SHIM = Target(
     "hami/shim/lib/libvgpu.so",
     [*every(SHIM, "*.c", but="layout.c reclaim_main.c"), SHIM / "dlsym.S"],
-    [*SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={EXPORTS}"],
-    [EXPORTS],
+    [f"-I{GENERATED}", *SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={EXPORTS}"],
+    [EXPORTS, *NAMES],
 )
 SIMULATED_CUDA = Target(
     "hami/sandbox/gpu/lib/libcuda.so.1",
@@ -152,27 +154,89 @@ def build_target(target: Target, directory: Path, extra: list[str]) -> Path:
     return output
 
 
-def write_exports() -> None:
-    """The linker's list of all that the shim shows to others: the rows of hooks.def, and dlsym.
+class Hook(NamedTuple):
+    """A row of hooks.def."""
 
-    No version node: an unversioned definition stands in for every version of dlsym that a program
-    may have been linked against.
-    """
-    rows = re.findall(r"^HAMI_HOOK\(\w+, (\w+),", (ROOT / SHIM / "hooks.def").read_text(), re.M)
-    names = "".join(f"    {name};\n" for name in ["dlsym", "dlvsym", *rows])
-    content = f"{{\nglobal:\n{names}local:\n    *;\n}};\n"
-    target = ROOT / EXPORTS
+    name: str
+    symbol: str
+    version: int
+
+
+def hooks() -> list[Hook]:
+    """The rows of hooks.def that are intercepted, in their order."""
+    text = (ROOT / SHIM / "hooks.def").read_text()
+    rows = re.findall(r'^HAMI_HOOK\(\w+, (\w+), "(\w*)", (\d+),', text, re.M)
+    return [Hook(name, symbol, int(version)) for name, symbol, version in rows]
+
+
+def write_generated(path: Path, content: str) -> None:
+    target = ROOT / path
     if target.exists() and target.read_text() == content:
         return
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_text(content)
     os.replace(temporary, target)
 
 
+def exports() -> str:
+    """The linker's list of all that the shim shows to others: the rows of hooks.def, and dlsym.
+
+    No version node: an unversioned definition stands in for every version of dlsym that a program
+    may have been linked against.
+    """
+    names = "".join(f"    {name};\n" for name in ["dlsym", "dlvsym", *(h.name for h in hooks())])
+    return f"{{\nglobal:\n{names}local:\n    *;\n}};\n"
+
+
+def name_hash(name: str) -> int:
+    """As ``hami_name_hash`` of elf.h."""
+    value = 5381
+    for byte in name.encode():
+        value = (value * 33 + byte) % 2**32
+    return value
+
+
+def perfect_hash(names: Sequence[str]) -> tuple[int, int, dict[int, str]]:
+    """A factor and a number of bits that give each name a place of its own, and the places."""
+    hashes = [name_hash(name) for name in names]
+    if len(set(hashes)) != len(names):
+        raise BuildError("two hooked names have the same hash: change name_hash and its twin")
+    for bits in range(max(len(names) - 1, 1).bit_length() + 1, 16):
+        for attempt in range(2000):
+            factor = (0x9E3779B1 + 0x61C88646 * attempt) % 2**32 | 1
+            places = {value * factor % 2**32 >> (32 - bits) for value in hashes}
+            if len(places) == len(names):
+                ordered = [value * factor % 2**32 >> (32 - bits) for value in hashes]
+                return factor, bits, dict(zip(ordered, names, strict=True))
+    raise BuildError("no perfect hash of the hooked names was found")
+
+
+def name_table(title: str, rows: Mapping[str, str]) -> str:
+    """C source: ``title``, which leads from a name's hash to the row that may have that name."""
+    factor, bits, places = perfect_hash(list(rows))
+    entries = "".join(f"    [{place}] = 1 + HAMI_ROW_{rows[places[place]]},\n" for place in sorted(places))
+    return (
+        f"#define {title.upper()}_FACTOR UINT32_C({factor})\n#define {title.upper()}_BITS {bits}\n"
+        f"static const uint16_t {title}_places[{2**bits}] = {{\n{entries}}};\n"
+    )
+
+
+def write_all_generated() -> None:
+    """What the compiler and the linker read besides the sources."""
+    by_symbol: dict[str, str] = {}
+    for hook in hooks():
+        if hook.symbol:
+            by_symbol.setdefault(hook.symbol, hook.name)
+    note = "/* Generated from hooks.def by native.py. */\n"
+    write_generated(EXPORTS, exports())
+    write_generated(NAMES[0], note + name_table("export", {h.name: h.name for h in hooks()}))
+    write_generated(NAMES[1], note + name_table("symbol", by_symbol))
+
+
 def build(sanitize: str | None = None) -> list[Path]:
     """Build everything; returns the outputs."""
-    write_exports()
+    write_all_generated()
     if sanitize is None:
         return [build_target(target, ROOT, []) for target in TARGETS]
     extra = [f"-fsanitize={sanitize}", "-g", "-fno-omit-frame-pointer"]

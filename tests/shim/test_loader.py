@@ -179,10 +179,54 @@ def test_status_of_proc_address_is_the_drivers(
     assert ask(compile_program("loader"), container, "p1:cuNothing:12000:0") == ["500 none"]
 
 
+def test_proc_address_of_itself_is_the_form_of_the_version(
+    container: Container, compile_program: Compile
+) -> None:
+    queries = ("p2:cuGetProcAddress:11030:0", "p1:cuGetProcAddress:12000:0")
+
+    answers = ask(compile_program("loader"), container, "--names", *queries)
+
+    assert answers == ["0 0 libvgpu.so:cuGetProcAddress", "0 libvgpu.so:cuGetProcAddress_v2"]
+
+
 def test_both_forms_of_proc_address_lead_to_hooks(
     container: Container, compile_program: Compile
 ) -> None:
     assert ask(compile_program("loader"), container, "p1:cuMemAlloc:3020:0") == ["0 libvgpu.so"]
+
+
+@pytest.mark.parametrize(
+    ("query", "form"),
+    [
+        ("cuMemAlloc:2000:0", "cuMemAlloc"),
+        ("cuMemAlloc:3019:2", "cuMemAlloc"),
+        ("cuMemAlloc:3020:0", "cuMemAlloc_v2"),
+        ("cuMemAlloc:13000:1", "cuMemAlloc_v2"),
+        ("cuMemAlloc:3020:2", "cuMemAlloc_v2"),
+        ("cuGetProcAddress:11030:0", "cuGetProcAddress"),
+        ("cuGetProcAddress:11030:2", "cuGetProcAddress"),
+        ("cuGetProcAddress:12000:0", "cuGetProcAddress_v2"),
+        ("cuGetProcAddress:12000:1", "cuGetProcAddress_v2"),
+        ("cuGetProcAddress:13000:2", "cuGetProcAddress_v2_ptsz"),
+    ],
+)
+def test_driver_that_gives_out_thunks_is_understood(
+    container: Container, compile_program: Compile, query: str, form: str
+) -> None:
+    flags = (*SHARED, "-Wl,-soname,libcuda.so.1")
+    driver = compile_program("thunk_cuda", *flags, output="libcuda.so.1")
+    queries = (f"p2:{query}", "p2:cuInit:13000:0", "p2:cuNoSuchThing:13000:0", f"p2:{query}")
+
+    first, unhooked, unknown, again = ask(
+        compile_program("loader"),
+        container,
+        "--names",
+        *queries,
+        env={"LD_LIBRARY_PATH": str(driver.parent)},
+    )
+
+    assert first == again == f"0 40 libvgpu.so:{form}"
+    assert (unhooked.split(":")[0], unknown) == ("0 40 libcuda.so.1", "0 41 none")
 
 
 @pytest.fixture

@@ -46,14 +46,6 @@ HAMI_EARLY static void read_dynamic(struct object *object, const ElfW(Dyn) *dyna
     }
 }
 
-HAMI_EARLY static uint32_t hash_of(const char *name)
-{
-    uint32_t hash = 5381;
-    for (; *name != '\0'; name++)
-        hash = hash * 33 + (unsigned char)*name;
-    return hash;
-}
-
 HAMI_EARLY static bool is_definition(const struct object *object, uint32_t index, const char *name)
 {
     const ElfW(Sym) *symbol = &object->symbols[index];
@@ -68,7 +60,7 @@ HAMI_EARLY static void *find_in(const struct object *object, const char *name)
 {
     if (object->symbols == NULL || object->strings == NULL || object->gnu_hash == NULL)
         return NULL;
-    const uint32_t hash = hash_of(name);
+    const uint32_t hash = hami_name_hash(name);
     const uint32_t bucket_count = object->gnu_hash[0];
     const uint32_t first_hashed = object->gnu_hash[1];
     const uint32_t bloom_words = object->gnu_hash[2];

@@ -3,6 +3,7 @@
 #define HAMI_ELF_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Runs within dlsym, perhaps before the program's own runtime (a sanitizer, an allocator) is up: no
  * instrumentation, and no call of a libc function that such a runtime replaces. */
@@ -16,6 +17,15 @@ HAMI_EARLY static inline bool hami_same_name(const char *left, const char *right
         right++;
     }
     return *left == *right;
+}
+
+/* The hash that GNU hash tables use; native.py computes it too, for the table of hooked names. */
+HAMI_EARLY static inline uint32_t hami_name_hash(const char *name)
+{
+    uint32_t hash = 5381;
+    for (; *name != '\0'; name++)
+        hash = hash * 33 + (unsigned char)*name;
+    return hash;
 }
 
 /* The first definition of `name` in an object loaded after the one that contains `address`, in load

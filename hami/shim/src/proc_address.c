@@ -2,10 +2,10 @@
 #include "hooks.h"
 #include "resolve.h"
 
-static CUresult swap(CUresult result, void **function)
+static CUresult swap(CUresult result, const char *symbol, void **function)
 {
     if (result == CUDA_SUCCESS && function != NULL && *function != NULL) {
-        void *hook = hami_hook_of(*function);
+        void *hook = hami_hook_of(*function, symbol);
         if (hook != NULL)
             *function = hook;
     }
@@ -14,18 +14,19 @@ static CUresult swap(CUresult result, void **function)
 
 HAMI_EXPORT CUresult cuGetProcAddress(const char *symbol, void **function, int version, uint64_t flags)
 {
-    return swap(HAMI_CUDA(cuGetProcAddress, symbol, function, version, flags), function);
+    return swap(HAMI_CUDA(cuGetProcAddress, symbol, function, version, flags), symbol, function);
 }
 
 HAMI_EXPORT CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version,
                                          uint64_t flags, int *status)
 {
-    return swap(HAMI_CUDA(cuGetProcAddress_v2, symbol, function, version, flags, status), function);
+    return swap(HAMI_CUDA(cuGetProcAddress_v2, symbol, function, version, flags, status), symbol,
+                function);
 }
 
 HAMI_EXPORT CUresult cuGetProcAddress_v2_ptsz(const char *symbol, void **function, int version,
                                               uint64_t flags, int *status)
 {
-    return swap(HAMI_CUDA(cuGetProcAddress_v2_ptsz, symbol, function, version, flags, status),
+    return swap(HAMI_CUDA(cuGetProcAddress_v2_ptsz, symbol, function, version, flags, status), symbol,
                 function);
 }

@@ -14,19 +14,19 @@
 #include "elf.h"
 #include "hooks.h"
 
+#include "hook-names.h"
+
 struct row {
     const char *name;
     enum hami_library library;
-    void *hook;         /* NULL: only called by us */
-    const char *symbol; /* for cuGetProcAddress */
-    int version;
+    void *hook; /* NULL: only called by us */
 };
 
 static const struct row rows[HAMI_ROWS] = {
 #define HAMI_HOOK(library, name, symbol, version, parameters)                                      \
-    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, (void *)name, symbol, version},
+    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, (void *)name},
 #define HAMI_CALL(library, name, parameters)                                                       \
-    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, NULL, "", 0},
+    [HAMI_ROW_##name] = {#name, HAMI_LIBRARY_##library, NULL},
 #include "hooks.def"
 };
 
@@ -34,8 +34,6 @@ static const char *const library_names[HAMI_LIBRARIES] = {"libcuda.so.1", "libnv
 
 void *_Atomic hami_real_functions[HAMI_ROWS];
 static void *_Atomic libraries[HAMI_LIBRARIES];
-static void *_Atomic by_address[2][HAMI_HOOKS]; /* as cuGetProcAddress gives them: flags 0, flags 2 */
-static _Atomic bool by_address_known;
 
 typedef void *dlsym_type(void *handle, const char *name);
 typedef void *dlvsym_type(void *handle, const char *name, const char *version);
@@ -96,15 +94,14 @@ void *hami_find_real(enum hami_row row)
     return find_real(row, 0);
 }
 
-/* The number of the hook of that exact name, or HAMI_HOOKS. */
+/* The number of the hook of that exact name, or HAMI_HOOKS. A name has one place in the table. */
 HAMI_EARLY static enum hami_row find_row(const char *name)
 {
     if (name == NULL || (name[0] != 'c' && name[0] != 'n'))
         return HAMI_HOOKS;
-    enum hami_row row = 0;
-    while (row < HAMI_HOOKS && !hami_same_name(name, rows[row].name))
-        row++;
-    return row;
+    const uint32_t place = (hami_name_hash(name) * EXPORT_FACTOR) >> (32 - EXPORT_BITS);
+    const unsigned row = export_places[place];
+    return row != 0 && hami_same_name(name, rows[row - 1].name) ? (enum hami_row)(row - 1) : HAMI_HOOKS;
 }
 
 /* What to answer where the program's own look-up yielded `found`. */
@@ -149,38 +146,3 @@ HAMI_EARLY struct hami_route hami_route_dlvsym(void *handle, const char *name, c
     return (struct hami_route){.answer = choose(row, real_dlvsym()(handle, name, version))};
 }
 
-static void *ask_driver(const struct row *row, uint64_t flags)
-{
-    void *function = NULL;
-    int status = 0;
-    if (HAMI_REAL(cuGetProcAddress_v2) != NULL)
-        HAMI_REAL(cuGetProcAddress_v2)(row->symbol, &function, row->version, flags, &status);
-    else if (HAMI_REAL(cuGetProcAddress) != NULL)
-        HAMI_REAL(cuGetProcAddress)(row->symbol, &function, row->version, flags);
-    return function;
-}
-
-/* Learn under which addresses cuGetProcAddress gives out what we hook. Idempotent. */
-static void learn_addresses(void)
-{
-    if (atomic_load_explicit(&by_address_known, memory_order_acquire))
-        return;
-    for (enum hami_row row = 0; row < HAMI_HOOKS; row++) {
-        if (rows[row].symbol[0] == '\0')
-            continue;
-        atomic_store(&by_address[0][row], ask_driver(&rows[row], 0));
-        atomic_store(&by_address[1][row], ask_driver(&rows[row], 2));
-    }
-    atomic_store_explicit(&by_address_known, true, memory_order_release);
-}
-
-void *hami_hook_of(const void *function)
-{
-    learn_addresses();
-    for (enum hami_row row = 0; function != NULL && row < HAMI_HOOKS; row++)
-        if (find_real(row, RTLD_NOLOAD) != NULL &&
-            (function == find_real(row, RTLD_NOLOAD) || function == atomic_load(&by_address[0][row]) ||
-             function == atomic_load(&by_address[1][row])))
-            return rows[row].hook;
-    return NULL;
-}

@@ -14,8 +14,7 @@ struct hami_route hami_route_dlsym(void *handle, const char *name, const void *c
 struct hami_route hami_route_dlvsym(void *handle, const char *name, const char *version,
                                     const void *caller);
 
-/* The hook that stands for a function that the driver returned, or NULL. Knows the exported
- * addresses and those that cuGetProcAddress gives for the same functions. */
-void *hami_hook_of(const void *function);
+/* The hook that stands for a function that cuGetProcAddress gave out for `symbol`, or NULL. */
+void *hami_hook_of(void *function, const char *symbol);
 
 #endif

@@ -15,16 +15,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+static int with_names;
+
 static const char *owner(void *address)
 {
-    static char path[4096];
+    static char path[4096], answer[4200];
     Dl_info info;
     if (address == NULL)
         return dlerror() != NULL ? "none error" : "none";
     if (dladdr(address, &info) == 0)
         return "unknown";
     snprintf(path, sizeof path, "%s", info.dli_fname);
-    return dlerror() != NULL ? "an answer and an error" : basename(path);
+    if (dlerror() != NULL)
+        return "an answer and an error";
+    if (!with_names)
+        return basename(path);
+    snprintf(answer, sizeof answer, "%s:%s", basename(path), info.dli_sname != NULL ? info.dli_sname : "?");
+    return answer;
 }
 
 static void ask_proc(void *library, int form, const char *symbol, int version, uint64_t flags)
@@ -53,6 +60,10 @@ int main(int count, char **words)
         char route[32] = "", symbol[96] = "", third[32] = "", fourth[32] = "";
         if (strcmp(words[i], "--global") == 0) {
             flags |= RTLD_GLOBAL;
+            continue;
+        }
+        if (strcmp(words[i], "--names") == 0) {
+            with_names = 1;
             continue;
         }
         if (strcmp(words[i], "--library") == 0) {
