@@ -88,7 +88,12 @@ TARGETS = (
     Target("hami/shim/lib/region-reclaim", sources(SHIM, "process.c reclaim_main.c slots.c")),
     Target("hami/sandbox/gpu/lib/gpu-probe", sources(GPU, "probe.c")),
     Target(
-        "hami/sandbox/runtime/lib/sandbox-run", sources(RUNTIME, "sandbox-run.c sandbox-mounts.c")
+        "hami/sandbox/runtime/lib/sandbox-run",
+        sources(RUNTIME, "sandbox-run.c sandbox-mounts.c sandbox-namespaces.c"),
+    ),
+    Target(
+        "hami/sandbox/runtime/lib/run-isolated",
+        sources(RUNTIME, "run-isolated.c sandbox-mounts.c sandbox-namespaces.c"),
     ),
 )
 

@@ -25,6 +25,7 @@ from hami.errors import ConfigError, HamiError
 from hami.loading import Loaded, Sources, resolve
 from hami.output import Output
 from hami.tools import commands as tools
+from hami.tools import host
 
 # Options and arguments that are wrong. The class has no public name, its child has.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -42,6 +43,8 @@ sandbox = typer.Typer(
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(tools.explain, name="explain")
 app.command("what-if")(tools.what_if)
+app.add_typer(host.region, name="region")
+app.command("run", context_settings={"allow_interspersed_args": False})(host.run)
 
 ConfigOption = Annotated[
     Path | None,

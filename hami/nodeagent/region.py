@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from hami.errors import CodecError
+from hami.nodeagent import ownerword
 from hami.nodeagent.region_layout import (
     ANONYMOUS_SLOT,
     CONTROL_MAGIC,
@@ -41,11 +42,6 @@ CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
 CLAMP_NS: Final = 2**58
 """Nor a time longer than nine years."""
-
-_TOKEN_PID: Final = 42
-_TOKEN_NAMESPACE: Final = 22
-_NAMESPACE_MASK: Final = 2**20 - 1
-"""How an owner word is packed: ``hami/shim/src/process.h``."""
 
 _RECLAIM: Final = Path(__file__).resolve().parent.parent / "shim" / "lib" / "region-reclaim"
 _RECLAIM_SECONDS: Final = 10.0
@@ -322,7 +318,7 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
     return ProcessUse(
         slot=number,
         token=slot.owner,
-        pid=slot.owner >> _TOKEN_PID,
+        pid=ownerword.unpack(slot.owner).pid,
         pid_namespace=_namespace_of_owner(slot),
         start_ticks=slot.start_ticks,
         host_pid=slot.host_pid,
@@ -346,8 +342,9 @@ def _namespace_of_owner(slot: Slot) -> int:
     slot must not be taken for the dead one. A ``region-reclaim`` that was killed at its work is an
     owner too, and in our namespace.
     """
+    bits = ownerword.unpack(slot.owner).namespace
     for namespace in (slot.pid_namespace, Path("/proc/self/ns/pid").stat().st_ino):
-        if (slot.owner >> _TOKEN_NAMESPACE ^ namespace) & _NAMESPACE_MASK == 0:
+        if namespace & ownerword.NAMESPACE_MASK == bits:
             return int(namespace)
     return 0
 

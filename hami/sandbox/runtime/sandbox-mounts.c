@@ -24,6 +24,11 @@ enum { MAX_COVERS = 64 };
 static dev_t covers[MAX_COVERS]; /* the file systems made here: in them, creating is free */
 static size_t cover_count;
 
+int by_target(const void *left, const void *right)
+{
+    return strcmp(((const struct bind *)left)->target, ((const struct bind *)right)->target);
+}
+
 static bool is_cover(dev_t device)
 {
     for (size_t i = 0; i < cover_count; i++)

@@ -1,4 +1,4 @@
-/* What the parts of sandbox-run share: its options, and the one line that says what failed. */
+/* What sandbox-run and run-isolated share: options, and the one line that says what failed. */
 #ifndef HAMI_SANDBOX_RUN_H
 #define HAMI_SANDBOX_RUN_H
 
@@ -34,6 +34,13 @@ extern char failure[MESSAGE_BYTES];
 
 /* Note a failure, with the text of errno where that is set; always -1. */
 __attribute__((format(printf, 1, 2))) int fail(const char *format, ...);
+
+/* Give this process a mount namespace of its own, and where it is not root a user namespace in which
+ * ids are themselves; 0, or -1 with `failure` set. */
+int enter_namespaces(void);
+
+/* Parents before what lies below them: for qsort, over struct bind. */
+int by_target(const void *left, const void *right);
 
 /* Make the container's mounts in the mount namespace of this process; 0, or -1 with `failure` set. */
 int make_mounts(const struct options *options);
