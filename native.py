@@ -215,7 +215,9 @@ def perfect_hash(names: Sequence[str]) -> tuple[int, int, dict[int, str]]:
 def name_table(title: str, rows: Mapping[str, str]) -> str:
     """C source: ``title``, which leads from a name's hash to the row that may have that name."""
     factor, bits, places = perfect_hash(list(rows))
-    entries = "".join(f"    [{place}] = 1 + HAMI_ROW_{rows[places[place]]},\n" for place in sorted(places))
+    entries = "".join(
+        f"    [{place}] = 1 + HAMI_ROW_{rows[places[place]]},\n" for place in sorted(places)
+    )
     return (
         f"#define {title.upper()}_FACTOR UINT32_C({factor})\n#define {title.upper()}_BITS {bits}\n"
         f"static const uint16_t {title}_places[{2**bits}] = {{\n{entries}}};\n"
