@@ -2,7 +2,7 @@
 
     python native.py                        build in place what is older than its sources
     python native.py --sanitize=address     build into build/address instead (undefined, thread)
-    CC="python -m ziglang cc -target x86_64-linux-gnu.2.17" python native.py
+    python native.py --release              build the shim for old systems and both machines
 
 The compiler is $CC (several words are fine) or cc. Nothing here needs the CUDA toolkit.
 """
@@ -39,6 +39,9 @@ FLAGS = shlex.split(
     "-Wall -Wextra -Wstrict-prototypes -Werror"
 )
 SHARED = shlex.split("-shared -Wl,-Bsymbolic -Wl,-z,now -Wl,-z,defs")
+# Of the oldest glibc that is supported, and nothing in it of where or when it was built.
+RELEASES = {"x86_64": "x86_64-linux-gnu.2.17", "aarch64": "aarch64-linux-gnu.2.17"}
+RELEASE_FLAGS = shlex.split("-fno-sanitize=all -Wl,-s -Wl,--build-id=none")
 LIBRARIES = shlex.split("-Wl,--as-needed -ldl -lpthread")  # part of libc where that is new enough
 
 
@@ -109,8 +112,8 @@ def compiler() -> list[str]:
     return command
 
 
-def run_compiler(arguments: list[str]) -> None:
-    command = [*compiler(), *arguments]
+def run_compiler(arguments: list[str], command: Sequence[str] | None = None) -> None:
+    command = [*(command or compiler()), *arguments]
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -124,9 +127,9 @@ def compile_c(output: Path, files: list[Path], extra: list[str]) -> None:
     run_compiler([*FLAGS, "-o", str(output), *map(str, files), *extra, *LIBRARIES])
 
 
-def fingerprint(target: Target, flags: list[str]) -> str:
+def fingerprint(target: Target, flags: list[str], command: Sequence[str]) -> str:
     """Changes with the sources, the headers beside them, the flags and the compiler's name."""
-    digest = hashlib.sha256("\0".join([*compiler(), *flags, target.output]).encode())
+    digest = hashlib.sha256("\0".join([*command, *flags, target.output]).encode())
     directories = {source.parent for source in target.sources}
     headers = {
         path
@@ -139,19 +142,24 @@ def fingerprint(target: Target, flags: list[str]) -> str:
     return digest.hexdigest()
 
 
-def build_target(target: Target, directory: Path, extra: list[str]) -> Path:
-    """Compile and link unless the fingerprint beside the output says it is up to date."""
+def build_target(
+    target: Target, directory: Path, extra: Sequence[str], command: Sequence[str] | None = None
+) -> Path:
+    """Compile and link unless the fingerprint beside the output says it is up to date.
+
+    The compiler is ``command``, or that of the environment.
+    """
     output = directory / target.output
     stamp = ROOT / "build" / "stamps" / (str(output.relative_to(ROOT)).replace("/", "+"))
     flags = [*FLAGS, *extra, *target.flags]
-    wanted = fingerprint(target, flags)
+    wanted = fingerprint(target, flags, command or compiler())
     if output.exists() and stamp.exists() and stamp.read_text() == wanted:
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        run_compiler([*flags, "-o", str(temporary), *map(str, target.sources), *LIBRARIES])
+        run_compiler([*flags, "-o", str(temporary), *map(str, target.sources), *LIBRARIES], command)
         os.replace(temporary, output)  # a process that has the old one mapped keeps it
     finally:
         temporary.unlink(missing_ok=True)
@@ -250,6 +258,26 @@ def build(sanitize: str | None = None) -> list[Path]:
     return [build_target(t, ROOT / "build" / sanitize, extra) for t in TARGETS]
 
 
+def release_compiler(machine: str) -> list[str]:
+    """The compiler from PyPI, for that machine and the oldest glibc."""
+    return [sys.executable, "-m", "ziglang", "cc", "-target", RELEASES[machine]]
+
+
+def build_release() -> list[Path]:
+    """Build the shim for each machine into build/release; returns the libraries.
+
+    Two builds of the same sources with the same ziglang are the same bytes, wherever they are made.
+    """
+    write_all_generated()
+    target = LIBRARY_OF_THE_SHIM._replace(output="libvgpu.so")
+    return [
+        build_target(
+            target, ROOT / "build" / "release" / machine, RELEASE_FLAGS, release_compiler(machine)
+        )
+        for machine in RELEASES
+    ]
+
+
 def platform_tag(outputs: list[Path]) -> str:
     """The wheel's platform: the machine it was built for and the oldest glibc that will do."""
     machines = {62: "x86_64", 183: "aarch64"}
@@ -276,9 +304,10 @@ if BuildHookInterface is not None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sanitize", choices=["address", "undefined", "thread"])
+    parser.add_argument("--release", action="store_true", help="for glibc 2.17, x86-64 and aarch64")
     options = parser.parse_args()
     try:
-        for output in build(options.sanitize):
+        for output in build_release() if options.release else build(options.sanitize):
             print(output.relative_to(ROOT))
     except BuildError as error:
         print(error, file=sys.stderr)

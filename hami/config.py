@@ -238,6 +238,8 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     """HAMi's ``device-config.yaml``, if it is to be read; see docs/migrating-settings.md."""
     shim_log: Literal["error", "warn", "info", "debug"] = "error"
     """Least severe level that the shim writes to a container's stderr."""
+    fail_open: bool = False
+    """Lift a container's limits where its limits cannot be read, instead of granting no memory."""
     health_host: str = "0.0.0.0"
     """Address of health and metrics."""
     health_port: Port = 9394

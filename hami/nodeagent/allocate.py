@@ -23,6 +23,10 @@ from hami.errors import AllocateError, CodecError, QuantityError
 
 CONTAINER_DIR: Final = "/usr/local/vgpu"
 """Where the shim looks for its files inside a container."""
+LIBRARY_PATH: Final = f"{CONTAINER_DIR}/libvgpu.so"
+"""Where the shim is mounted. Loaded from here it grants no memory without readable limits."""
+FAIL_OPEN_PATH: Final = f"{CONTAINER_DIR}/fail-open/libvgpu.so"
+"""Where it is mounted if it is to lift the limits in that case; see ``place.c``."""
 PRELOAD_PATH: Final = "/etc/ld.so.preload"
 REGION_ENV: Final = "HAMI_REGION_DIR"
 """Where the shim looks if nothing is mounted at the place above: outside of containers."""
@@ -55,6 +59,8 @@ class Shim:
     library: Path
     preload: Path
     """An ``ld.so.preload`` that names the library at its place inside containers."""
+    inside: str = LIBRARY_PATH
+    """That place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,8 @@ class Limits:
     """0 is the highest."""
     policy: Literal["default", "force", "disable"]
     """When core limits apply."""
+    fail_open: bool = False
+    """Whether usage that cannot be recorded lifts the limits."""
 
 
 def grant(
@@ -122,6 +130,7 @@ def limits(
         ),
         priority=_priority(container, vendor),
         policy=policy,
+        fail_open=agent.fail_open,
     )
 
 
@@ -186,7 +195,7 @@ def _mounts(region: Path, shim: Shim, *, enforced: bool) -> tuple[Mount, ...]:
     files = [
         (region / "control", f"{CONTAINER_DIR}/control", True),
         (region / "usage", f"{CONTAINER_DIR}/usage", False),
-        (shim.library, f"{CONTAINER_DIR}/libvgpu.so", True),
+        (shim.library, shim.inside, True),
     ]
     if enforced:
         files.append((shim.preload, PRELOAD_PATH, True))

@@ -213,8 +213,9 @@ class Agent:
 
 async def build(settings: Settings, client: KubeClient, registry: CollectorRegistry) -> Agent:
     """The agent, with the shim installed and the regions of an earlier process found."""
-    host_dir = Path(settings.node_agent.host_dir)
-    shim = await anyio.to_thread.run_sync(install.install, install.PACKAGED, host_dir)
+    host_dir, fail_open = Path(settings.node_agent.host_dir), settings.node_agent.fail_open
+    put = partial(install.install, install.PACKAGED, host_dir, fail_open=fail_open)
+    shim = await anyio.to_thread.run_sync(put)
     agent = Agent(settings, client, registry, shim)
     await agent.regions.load()
     return agent

@@ -16,19 +16,26 @@ from typing import Final
 from hami import __version__
 from hami.errors import ConfigError
 from hami.logs import get_logger
-from hami.nodeagent.allocate import CONTAINER_DIR, Shim
+from hami.nodeagent.allocate import FAIL_OPEN_PATH, LIBRARY_PATH, Shim
 
 log = get_logger(__name__)
 
 LIBRARY: Final = "libvgpu.so"
 PRELOAD: Final = "ld.so.preload"
+PRELOAD_FAIL_OPEN: Final = "ld.so.preload.fail-open"
+"""Two names, for both may be mounted somewhere: a container keeps its place when it restarts."""
 PACKAGED: Final = Path(__file__).resolve().parent.parent / "shim" / "lib" / LIBRARY
 
 
-def install(source: Path, directory: Path) -> Shim:
-    """Make sure the library and the preload file stand in ``directory``; where they are.
+def install(source: Path, directory: Path, *, fail_open: bool = False) -> Shim:
+    """Make sure the library and the preload files stand in ``directory``; where they are.
 
     Installing the same build again changes nothing.
+
+    Args:
+        source: The library.
+        directory: Of the host.
+        fail_open: Have it loaded from the place where unreadable limits are no limits.
 
     Raises:
         ConfigError: The library is not there, or the directory cannot be written.
@@ -37,13 +44,16 @@ def install(source: Path, directory: Path) -> Shim:
         content = source.read_bytes()
         directory.mkdir(parents=True, exist_ok=True)
         name = f"{LIBRARY}.{__version__}-{hashlib.sha256(content).hexdigest()[:12]}"
-        library, preload = directory / name, directory / PRELOAD
+        library = directory / name
         _write(library, content, mode=0o755)
-        _write(preload, f"{CONTAINER_DIR}/{LIBRARY}\n".encode(), mode=0o644)
+        for preload, inside in ((PRELOAD, LIBRARY_PATH), (PRELOAD_FAIL_OPEN, FAIL_OPEN_PATH)):
+            _write(directory / preload, f"{inside}\n".encode(), mode=0o644)
     except OSError as error:
         raise ConfigError(f"installing {source} in {directory}: {error}") from error
     log.info("shim_installed", path=str(library))
-    return Shim(library=library, preload=preload)
+    if fail_open:
+        return Shim(library=library, preload=directory / PRELOAD_FAIL_OPEN, inside=FAIL_OPEN_PATH)
+    return Shim(library=library, preload=directory / PRELOAD, inside=LIBRARY_PATH)
 
 
 def prune(shim: Shim, *, in_use: Collection[str]) -> int:

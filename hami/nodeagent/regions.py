@@ -208,6 +208,7 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
         ),
         priority=limits.priority,
         policy=_POLICIES[limits.policy],
+        flags=region.Flag.FAIL_OPEN if limits.fail_open else region.Flag.NONE,
     )
 
 

@@ -56,6 +56,21 @@ def test_environment_tells_of_oversubscription_lifted_core_limits_and_logs() -> 
     assert envs["GPU_CORE_UTILIZATION_POLICY"] == "disable"
 
 
+def test_node_that_fails_open_says_so_where_the_container_cannot_change_it() -> None:
+    agent = NodeAgentSettings(fail_open=True)
+    shim = Shim(library=SHIM.library, preload=SHIM.preload, inside=allocate.FAIL_OPEN_PATH)
+
+    given = allocate.grant(
+        DEVICES, container=make_container(), region=REGION, shim=shim, settings=agent
+    )
+
+    assert limits_for(settings=Settings(node_agent=agent)).fail_open
+    assert not limits_for().fail_open
+    library = "/usr/local/vgpu/fail-open/libvgpu.so"
+    assert [m.host_path for m in given.mounts if m.container_path == library] == [str(SHIM.library)]
+    assert "/usr/local/vgpu/libvgpu.so" not in {m.container_path for m in given.mounts}
+
+
 def test_only_the_usage_file_can_be_written_by_the_container() -> None:
     mounts = {mount.container_path: mount for mount in grant_for().mounts}
 

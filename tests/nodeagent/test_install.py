@@ -28,6 +28,18 @@ def test_library_and_preload_stand_ready_for_containers(source: Path, tmp_path: 
     assert shim.preload.stat().st_mode & 0o777 == 0o644
 
 
+def test_each_place_in_a_container_has_a_preload_file_of_its_own(
+    source: Path, tmp_path: Path
+) -> None:
+    closed = install(source, tmp_path)
+    opened = install(source, tmp_path, fail_open=True)
+
+    assert opened.library == closed.library
+    assert closed.preload.read_text() == f"{closed.inside}\n" == "/usr/local/vgpu/libvgpu.so\n"
+    assert opened.preload.read_text() == f"{opened.inside}\n"
+    assert opened.inside == "/usr/local/vgpu/fail-open/libvgpu.so"
+
+
 def test_installing_again_changes_no_file(source: Path, tmp_path: Path) -> None:
     shim = install(source, tmp_path)
     before = shim.library.stat(), shim.preload.stat()

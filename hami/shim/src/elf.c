@@ -5,8 +5,9 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
-#include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 #define HIDDEN_VERSION 0x8000
 
@@ -16,6 +17,7 @@ struct object {
     const char *strings;
     const uint32_t *gnu_hash;
     const ElfW(Half) *versions;
+    ElfW(Addr) soname; /* offset among the strings; 0: none */
 };
 
 struct search {
@@ -43,6 +45,8 @@ HAMI_EARLY static void read_dynamic(struct object *object, const ElfW(Dyn) *dyna
             object->gnu_hash = target;
         else if (dynamic->d_tag == DT_VERSYM)
             object->versions = target;
+        else if (dynamic->d_tag == DT_SONAME)
+            object->soname = dynamic->d_un.d_val;
     }
 }
 
@@ -78,20 +82,29 @@ HAMI_EARLY static void *find_in(const struct object *object, const char *name)
     return NULL;
 }
 
+/* Read an object's tables. True if the address is in it. */
+HAMI_EARLY static bool read_object(struct object *object, const struct dl_phdr_info *info,
+                                   uintptr_t address)
+{
+    bool contains = false;
+    *object = (struct object){.base = info->dlpi_addr};
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        const uintptr_t start = object->base + header->p_vaddr;
+        if (header->p_type == PT_LOAD && address - start < header->p_memsz)
+            contains = true;
+        if (header->p_type == PT_DYNAMIC)
+            read_dynamic(object, (const ElfW(Dyn) *)start);
+    }
+    return contains;
+}
+
 HAMI_EARLY static int visit(struct dl_phdr_info *info, size_t size, void *argument)
 {
     struct search *search = argument;
-    struct object object = {.base = info->dlpi_addr};
-    bool contains = false;
+    struct object object;
+    const bool contains = read_object(&object, info, search->address);
     (void)size;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
-        const uintptr_t start = object.base + header->p_vaddr;
-        if (header->p_type == PT_LOAD && search->address - start < header->p_memsz)
-            contains = true;
-        if (header->p_type == PT_DYNAMIC)
-            read_dynamic(&object, (const ElfW(Dyn) *)start);
-    }
     if (contains || !search->passed) {
         search->passed |= contains;
         return 0;
@@ -107,11 +120,12 @@ HAMI_EARLY void *hami_elf_next(const char *name, const void *address)
     return search.found;
 }
 
+static const char here; /* in this library */
+
 /* Takes no lock against dlclose. It need not: the walk ends at libc, and what is loaded before libc
  * or with it is never unloaded. */
 HAMI_EARLY void *hami_elf_after_us(const char *name)
 {
-    static const char here;
     Dl_info info;
     struct link_map *us = NULL;
     void *found = NULL;
@@ -127,4 +141,44 @@ HAMI_EARLY void *hami_elf_after_us(const char *name)
         found = find_in(&object, name);
     }
     return found;
+}
+
+struct visitor {
+    void (*visit)(const struct hami_loaded *object, void *argument);
+    void *argument;
+};
+
+static int show(struct dl_phdr_info *info, size_t size, void *argument)
+{
+    const struct visitor *visitor = argument;
+    struct object object;
+    const bool is_us = read_object(&object, info, (uintptr_t)&here);
+    const bool is_named = object.soname != 0 && object.strings != NULL;
+    (void)size;
+    visitor->visit(&(struct hami_loaded){.path = info->dlpi_name != NULL ? info->dlpi_name : "",
+                                         .soname = is_named ? object.strings + object.soname : NULL,
+                                         .is_us = is_us},
+                   visitor->argument);
+    return 0;
+}
+
+void hami_elf_visit(void (*visit)(const struct hami_loaded *object, void *argument), void *argument)
+{
+    dl_iterate_phdr(show, &(struct visitor){visit, argument});
+}
+
+bool hami_elf_path_of_us(char *path, size_t capacity)
+{
+    Dl_info info;
+    struct link_map *us = NULL;
+    char origin[4096]; /* its directory as it was when it was loaded: the name may be relative */
+    if (dladdr1(&here, &info, (void **)&us, RTLD_DL_LINKMAP) == 0)
+        return false;
+    if (us->l_name[0] == '/')
+        return (size_t)snprintf(path, capacity, "%s", us->l_name) < capacity;
+    if (dlinfo(us, RTLD_DI_ORIGIN, origin) != 0)
+        return false;
+    const char *slash = strrchr(us->l_name, '/');
+    return (size_t)snprintf(path, capacity, "%s/%s", origin, slash != NULL ? slash + 1 : us->l_name) <
+           capacity;
 }

@@ -3,6 +3,7 @@
 #define HAMI_ELF_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* Runs within dlsym, perhaps before the program's own runtime (a sanitizer, an allocator) is up: no
@@ -36,5 +37,17 @@ void *hami_elf_next(const char *name, const void *address);
  * first (we were not preloaded then: libc came before us). Does without dl_iterate_phdr: a program
  * may have one of its own that asks dlsym, hence us, for the real one. */
 void *hami_elf_after_us(const char *name);
+
+struct hami_loaded {
+    const char *path;   /* as the dynamic linker was asked for it */
+    const char *soname; /* NULL: none */
+    bool is_us;
+};
+
+/* Show every loaded object, in load order. */
+void hami_elf_visit(void (*visit)(const struct hami_loaded *object, void *argument), void *argument);
+
+/* The file that this library was loaded from, absolute; false: not to be told. */
+bool hami_elf_path_of_us(char *path, size_t capacity);
 
 #endif

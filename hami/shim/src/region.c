@@ -11,9 +11,10 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "place.h"
 
-#define FIXED_CONTROL "/usr/local/vgpu/control"
-#define FIXED_USAGE "/usr/local/vgpu/usage"
+#define FIXED_CONTROL HAMI_CONTAINER_DIR "/control"
+#define FIXED_USAGE HAMI_CONTAINER_DIR "/usage"
 
 struct header { /* what both files begin with */
     uint64_t magic;
@@ -29,11 +30,13 @@ struct expectation {
     int protection;
 };
 
-/* The fixed place wins whenever it exists, so a container's environment cannot point elsewhere. */
-static bool find_files(char *control, char *usage, size_t capacity)
+/* The fixed place wins whenever it exists, and in a container there is no other: its environment
+ * cannot point elsewhere. */
+static bool find_files(enum hami_place place, char *control, char *usage, size_t capacity)
 {
     struct stat status;
-    if (stat(FIXED_CONTROL, &status) == 0 || (errno != ENOENT && errno != ENOTDIR)) {
+    if (place != HAMI_PLACE_ELSEWHERE || stat(FIXED_CONTROL, &status) == 0 ||
+        (errno != ENOENT && errno != ENOTDIR)) {
         snprintf(control, capacity, "%s", FIXED_CONTROL);
         snprintf(usage, capacity, "%s", FIXED_USAGE);
         return true;
@@ -51,7 +54,7 @@ static void *map_checked(const struct expectation *want)
 {
     struct header header = {0};
     struct stat status;
-    const int fd = open(want->path, want->open_flags | O_CLOEXEC | O_NOCTTY);
+    const int fd = open(want->path, want->open_flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0) {
         hami_log(HAMI_LOG_ERROR, "%s: cannot be opened: errno %d", want->path, errno);
         return NULL;
@@ -73,29 +76,32 @@ static void *map_checked(const struct expectation *want)
     return map == MAP_FAILED ? NULL : map;
 }
 
+/* What is wrong was said by map_checked(); this says what comes of it. */
+static enum hami_attachment without(bool open, const char *what)
+{
+    hami_log(HAMI_LOG_ERROR, open ? "limits are off: %s" : "no device memory will be granted: %s", what);
+    return open ? HAMI_INERT : HAMI_REFUSING;
+}
+
 enum hami_attachment hami_region_attach(struct hami_region *region)
 {
+    const enum hami_place place = hami_place_of_us();
     char control_path[4096];
     char usage_path[4096];
     *region = (struct hami_region){.slot = -1};
-    if (!find_files(control_path, usage_path, sizeof control_path))
+    if (hami_place_has_other_keeper() ||
+        !find_files(place, control_path, usage_path, sizeof control_path))
         return HAMI_INERT;
     region->control = map_checked(&(struct expectation){
         .path = control_path, .magic = HAMI_CONTROL_MAGIC, .size = sizeof(struct hami_control),
         .open_flags = O_RDONLY, .protection = PROT_READ});
-    if (region->control == NULL) {
-        hami_log(HAMI_LOG_ERROR, "no device memory will be granted: the limits cannot be read");
-        return HAMI_REFUSING;
-    }
+    if (region->control == NULL)
+        return without(place == HAMI_PLACE_FAIL_OPEN, "the limits cannot be read");
     region->usage = map_checked(&(struct expectation){
         .path = usage_path, .magic = HAMI_USAGE_MAGIC, .size = sizeof(struct hami_usage),
         .open_flags = O_RDWR, .protection = PROT_READ | PROT_WRITE});
-    if (region->usage == NULL) {
-        const bool open = region->control->flags & HAMI_FLAG_FAIL_OPEN;
-        hami_log(HAMI_LOG_ERROR, open ? "limits are off: usage cannot be recorded"
-                                      : "no device memory will be granted: usage cannot be recorded");
-        return open ? HAMI_INERT : HAMI_REFUSING;
-    }
+    if (region->usage == NULL)
+        return without(region->control->flags & HAMI_FLAG_FAIL_OPEN, "usage cannot be recorded");
     hami_process_identify(&region->self);
     hami_slot_claim(region);
     hami_log(HAMI_LOG_INFO, "attached to %s, slot %d", control_path, region->slot);
