@@ -161,11 +161,12 @@ def test_proc_address_gives_the_hook_for_the_form_that_the_driver_chose(
         f"p2:cuGetProcAddress:11030:{flags}",
         f"p2:cuGetProcAddress:12000:{flags}",
         f"p2:cuLaunchKernel:7000:{flags}",
+        f"p2:cuCtxSetCurrent:4000:{flags}",
     )
 
     answers = ask(compile_program("loader"), container, *queries)
 
-    assert answers == ["0 0 libvgpu.so"] * 6 + ["0 0 libcuda.so.1"]
+    assert answers == ["0 0 libvgpu.so"] * 7 + ["0 0 libcuda.so.1"]
 
 
 def test_status_of_proc_address_is_the_drivers(
