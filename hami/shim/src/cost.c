@@ -130,10 +130,11 @@ uint64_t hami_cost_learn(struct hami_cost *cost, uint64_t measured_ns)
     if (measured_ns > 2 * estimate)
         return learn_surprise(cost, estimate, measured_ns);
     atomic_store_explicit(&cost->surprises, 0, memory_order_relaxed);
-    const uint64_t next = measured_ns < estimate ? estimate - (estimate - measured_ns + 1) / 2
-                                                 : estimate + (measured_ns - estimate) / 8;
-    set_estimate(cost, times <= FIRST_TIMES && measured_ns < estimate ? measured_ns : next,
-                 times >= FIRST_TIMES);
+    const bool at_once = measured_ns < estimate / 2 || (times <= FIRST_TIMES && measured_ns < estimate);
+    const uint64_t next = at_once                  ? measured_ns
+                          : measured_ns < estimate ? estimate - (estimate - measured_ns + 1) / 2
+                                                   : estimate + (measured_ns - estimate) / 8;
+    set_estimate(cost, next, times >= FIRST_TIMES);
     return measured_ns;
 }
 

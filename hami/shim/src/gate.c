@@ -129,8 +129,6 @@ static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
     work.charged_ns = cost < HAMI_COST_MAX_NS ? cost : HAMI_COST_MAX_NS;
     if (!pay(device, work.charged_ns))
         return;
-    launch->device = (int)device;
-    launch->charged_ns = work.charged_ns;
     if (timed && is_time_to_measure(&work))
         launch->sample = hami_sample_begin(&work);
 }
@@ -138,7 +136,6 @@ static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
 void hami_launch_begin(struct hami_launch *launch)
 {
     launch->sample = NULL;
-    launch->device = HAMI_UNLISTED;
     const uint64_t limited = take_pulse();
     if (limited == 0 || (hami_capture_is_active() && hami_capture_covers(launch->stream)))
         return;
@@ -154,13 +151,10 @@ void hami_launch_pay(const struct hami_launch *launch, int device)
         begin_on(&own, (unsigned)device, false);
 }
 
-/* What the driver did not take is not paid for. */
 void hami_launch_end(struct hami_launch *launch, CUresult result)
 {
     if (launch->sample != NULL)
         hami_sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
-    if (result != CUDA_SUCCESS && launch->device != HAMI_UNLISTED)
-        hami_thread.credit_ns[launch->device] += launch->charged_ns;
 }
 
 void hami_gate_attached(enum hami_attachment attachment)

@@ -31,9 +31,7 @@ struct hami_launch {
     const void *handle;
     unsigned size_class;
     CUstream stream; /* as functions without _ptsz name it */
-    struct hami_sample *sample; /* if this one is timed */
-    int device;                 /* that was charged, or HAMI_UNLISTED */
-    uint64_t charged_ns;
+    struct hami_sample *sample; /* if it is timed */
 };
 
 /* No limit holds, and nothing has changed since this thread looked: submit. */
