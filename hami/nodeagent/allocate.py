@@ -76,6 +76,8 @@ class Limits:
     """0 is the highest."""
     policy: Literal["default", "force", "disable"]
     """When core limits apply."""
+    weight: int = 0
+    """Where a device is contended; 0: the usual one."""
 
 
 def grant(
@@ -107,6 +109,7 @@ def limits(
     container: Container,
     vendor: Vendor,
     settings: Settings,
+    weight: int = 0,
 ) -> Limits:
     """What the region's control file says of the container."""
     agent = settings.node_agent
@@ -122,6 +125,7 @@ def limits(
         ),
         priority=_priority(container, vendor),
         policy=policy,
+        weight=weight,
     )
 
 
