@@ -20,7 +20,14 @@ SHARED = ("-shared", "-Wl,-Bsymbolic", "-fvisibility=default")
 LIMIT = 300 * MIB
 EXPORTS = (Path(__file__).parent / "exports.txt").read_text().split()
 HOOKS = [name for name in EXPORTS if name not in ("dlsym", "dlvsym")]
-IN_THE_SIMULATOR = [name for name in HOOKS if name.endswith("_v2") or name == "cuMemAllocManaged"]
+SIMULATED = set(
+    re.findall(
+        r"^SIM_FUNCTION\(.*?, (cu\w+), \(",
+        (native.ROOT / native.GPU / "sim_driver.def").read_text(),
+        re.M,
+    )
+)
+IN_THE_SIMULATOR = [name for name in HOOKS if name in SIMULATED or name.startswith("nvml")]
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def test_function_that_the_driver_lacks_stays_missing(
 def test_function_that_is_not_hooked_is_the_drivers(
     container: Container, compile_program: Compile
 ) -> None:
-    names = ("cuInit", "cuLaunchKernel", "cuMemHostAlloc", "cuCtxGetDevice")
+    names = ("cuInit", "cuCtxSetCurrent", "cuMemHostAlloc", "cuCtxGetDevice")
 
     answers = ask(compile_program("loader"), container, *(f"handle:{name}" for name in names))
 
@@ -161,11 +168,12 @@ def test_proc_address_gives_the_hook_for_the_form_that_the_driver_chose(
         f"p2:cuGetProcAddress:11030:{flags}",
         f"p2:cuGetProcAddress:12000:{flags}",
         f"p2:cuLaunchKernel:7000:{flags}",
+        f"p2:cuCtxSetCurrent:4000:{flags}",
     )
 
     answers = ask(compile_program("loader"), container, *queries)
 
-    assert answers == ["0 0 libvgpu.so"] * 6 + ["0 0 libcuda.so.1"]
+    assert answers == ["0 0 libvgpu.so"] * 7 + ["0 0 libcuda.so.1"]
 
 
 def test_status_of_proc_address_is_the_drivers(

@@ -3,10 +3,12 @@
  * The entries are out of the table while the driver works: should another thread get an address of
  * the dying context anew, its entry is not among them. If the context lives on they are put back.
  */
+#include "capture.h"
 #include "hooks.h"
 #include "limits.h"
 #include "pointers.h"
 #include "pools.h"
+#include "samples.h"
 #include "shim.h"
 
 #include <stdlib.h>
@@ -35,8 +37,11 @@ static void hold(const struct hami_pointer *pointer, void *argument)
 static struct taken take(CUcontext context)
 {
     struct taken taken = {.count = 0};
-    if (context != NULL && hami_start() == HAMI_ENFORCING)
+    if (context != NULL && hami_start() == HAMI_ENFORCING) {
         hami_pointers_take_context(context, hold, &taken);
+        hami_samples_forget_context(context);
+        hami_capture_forget_context(context);
+    }
     return taken;
 }
 

@@ -26,6 +26,8 @@ static void empty(struct hami_slot *slot)
     for (int device = 0; device < HAMI_DEVICES; device++) {
         atomic_store(&slot->rows[device].pending_bytes, 0);
         atomic_store(&slot->rows[device].used_bytes, 0);
+        atomic_store(&slot->rows[device].spent_ns, 0);
+        atomic_store(&slot->rows[device].waited_ns, 0);
     }
     atomic_store(&slot->pid, 0);
     atomic_store(&slot->host_pid, 0);

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+#include "gate.h"
 #include "limits.h"
 #include "pointers.h"
 #include "pools.h"
@@ -23,6 +24,10 @@ static void after_fork_in_child(void)
 {
     if (atomic_load(&hami_phase) >= HAMI_REFUSING)
         hami_region_detach(&hami_the_region);
+    hami_gate_after_fork();
+    hami_samples_after_fork();
+    hami_cost_after_fork();
+    hami_capture_after_fork();
     hami_pointers_after_fork();
     hami_pools_after_fork();
     hami_limits_after_fork();
@@ -49,6 +54,7 @@ enum hami_attachment hami_start_now(void)
         __register_atfork(NULL, NULL, after_fork_in_child, __dso_handle);
     fork_handled = true; /* afterwards: forked in between, the child registers it twice, not never */
     const enum hami_attachment result = hami_region_attach(&hami_the_region);
+    hami_gate_attached(result);
     atomic_store(&hami_phase, (int)result);
     return result;
 }

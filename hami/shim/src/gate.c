@@ -1,0 +1,171 @@
+/* gate.c: the slow half of the gate: new pulses, refills of credit, launches that are timed. */
+#include "gate.h"
+
+#include <string.h>
+#include <time.h>
+
+#include "bucket.h"
+#include "hooks.h"
+#include "shim.h"
+
+#define TIMED_EVERY 32 /* launches, and up to twice as many more, so that no pattern hides a kernel */
+#define MASK ((UINT64_C(1) << HAMI_DEVICES) - 1)
+
+static const _Atomic uint64_t no_limits = 0;
+static const _Atomic uint64_t not_started = UINT64_MAX;
+
+const _Atomic uint64_t *_Atomic hami_pulse = &not_started;
+_Thread_local struct hami_thread hami_thread __attribute__((tls_model("initial-exec")));
+static _Atomic bool single; /* control lists one device: no need to ask which */
+
+/* The device that the thread's current context is on. */
+static int current_device(void)
+{
+    CUdevice ordinal = 0;
+    if (atomic_load_explicit(&single, memory_order_relaxed))
+        return 0;
+    if (HAMI_CUDA(cuCtxGetDevice, &ordinal) != CUDA_SUCCESS)
+        return HAMI_UNLISTED;
+    return hami_device_of_ordinal(ordinal);
+}
+
+static bool is_limited(uint64_t pulse, int device)
+{
+    return device != HAMI_UNLISTED && (pulse >> device & 1) != 0;
+}
+
+bool hami_gate_pays(const void *handle, unsigned size_class)
+{
+    struct hami_thread *thread = &hami_thread;
+    const uint64_t pulse = atomic_load_explicit(
+        atomic_load_explicit(&hami_pulse, memory_order_relaxed), memory_order_relaxed);
+    if (pulse != thread->paced_pulse || hami_capture_is_active())
+        return false;
+    const int device = current_device();
+    if (!is_limited(pulse, device))
+        return true;
+    const uint64_t cost = hami_cost_settled(hami_cost_key(handle, size_class, (unsigned)device));
+    uint64_t *credit = &thread->credit_ns[device];
+    if (cost == 0 || cost > *credit || thread->countdown == 0)
+        return false;
+    thread->countdown--;
+    *credit -= cost;
+    return true;
+}
+
+static uint64_t coarse_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* A pulse that this thread has not seen: it submits work, and modes may have changed. Credit is for
+ * devices that are paced: where they are held, it would be a way around. */
+static void note(uint64_t pulse)
+{
+    struct hami_thread *thread = &hami_thread;
+    struct hami_region *region = hami_region();
+    atomic_store_explicit(&region->usage->slots[region->slot].last_submit_ns, coarse_now_ns(),
+                          memory_order_relaxed);
+    for (unsigned device = 0; device < HAMI_DEVICES; device++)
+        if ((pulse >> device & 1) != 0 && hami_bucket_mode(region, device) != HAMI_CORE_LIMIT)
+            thread->credit_ns[device] = 0;
+    if ((pulse & MASK) == 0)
+        thread->calm_pulse = pulse;
+    else
+        thread->paced_pulse = pulse;
+}
+
+/* The pulse of now, noted. 0 where nothing is limited. */
+static uint64_t take_pulse(void)
+{
+    if (hami_start() != HAMI_ENFORCING)
+        return 0;
+    const uint64_t pulse = atomic_load_explicit(atomic_load(&hami_pulse), memory_order_acquire);
+    if (pulse != hami_thread.calm_pulse && pulse != hami_thread.paced_pulse)
+        note(pulse);
+    return pulse & MASK;
+}
+
+/* True once the thread has paid; false if the limit was lifted meanwhile. */
+static bool pay(unsigned device, uint64_t cost)
+{
+    uint64_t *credit = &hami_thread.credit_ns[device];
+    const bool held = hami_bucket_mode(hami_region(), device) != HAMI_CORE_LIMIT;
+    if (held || *credit < cost) {
+        const uint64_t had = held ? 0 : *credit;
+        const uint64_t taken = hami_bucket_take(hami_region(), device, cost - had);
+        if (taken == 0) {
+            *credit = 0;
+            return false;
+        }
+        hami_samples_submit(device, taken);
+        *credit = had + taken;
+    }
+    *credit = *credit > cost ? *credit - cost : 0;
+    return true;
+}
+
+static bool is_time_to_measure(const struct hami_work *work)
+{
+    struct hami_thread *thread = &hami_thread;
+    if (thread->countdown != 0 &&
+        !hami_cost_wants_timing(work->cost, hami_samples_submitted_ns(work->device)))
+        return false;
+    thread->seed = thread->seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    thread->countdown = TIMED_EVERY + (uint32_t)(thread->seed >> 58);
+    return true;
+}
+
+static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
+{
+    struct hami_work work = {.device = device, .stream = launch->stream};
+    work.cost = hami_cost_enter(launch->handle, launch->size_class, device);
+    work.key = hami_cost_key(launch->handle, launch->size_class, device);
+    hami_samples_harvest(device);
+    hami_samples_catch_up(&work);
+    const uint64_t cost = hami_cost_ns(work.cost);
+    work.charged_ns = cost < HAMI_COST_MAX_NS ? cost : HAMI_COST_MAX_NS;
+    if (!pay(device, work.charged_ns))
+        return;
+    if (timed && is_time_to_measure(&work))
+        launch->sample = hami_sample_begin(&work);
+}
+
+void hami_launch_begin(struct hami_launch *launch)
+{
+    launch->sample = NULL;
+    const uint64_t limited = take_pulse();
+    if (limited == 0 || (hami_capture_is_active() && hami_capture_covers(launch->stream)))
+        return;
+    const int device = current_device();
+    if (is_limited(limited, device))
+        begin_on(launch, (unsigned)device, true);
+}
+
+void hami_launch_pay(const struct hami_launch *launch, int device)
+{
+    struct hami_launch own = *launch;
+    if (is_limited(take_pulse(), device))
+        begin_on(&own, (unsigned)device, false);
+}
+
+void hami_launch_end(struct hami_launch *launch, CUresult result)
+{
+    if (launch->sample != NULL)
+        hami_sample_end(launch->sample, launch->stream, result == CUDA_SUCCESS);
+}
+
+void hami_gate_attached(enum hami_attachment attachment)
+{
+    const bool enforcing = attachment == HAMI_ENFORCING;
+    atomic_store(&single, enforcing && hami_region_device_count(hami_region()) == 1);
+    atomic_store(&hami_pulse, enforcing ? &hami_region()->control->pulse : &no_limits);
+}
+
+void hami_gate_after_fork(void)
+{
+    atomic_store(&hami_pulse, &not_started);
+    memset(&hami_thread, 0, sizeof hami_thread);
+}
