@@ -1,4 +1,4 @@
-"""Annotations by which a pod's work is steered while it runs: suspended, or weighed against others."""
+"""Annotations by which a pod's work is steered while it runs: suspended, or weighed."""
 
 from __future__ import annotations
 

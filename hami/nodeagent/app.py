@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from hami import crashpoints, health
 from hami.config import NodeAgentSettings, Settings
-from hami.core.objects import Node
+from hami.core.objects import Node, Pod
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import ConfigError
 from hami.kube.client import KubeClient, connect
@@ -86,7 +86,7 @@ class Agent:
         self.settings, self.registry, name = agent, registry, agent.node_name
         self.port = agent.health_port
         self.events = EventRecorder(client, component=COMPONENT, instance=name)
-        self.pods = Informer(
+        self.pods: Informer[Pod] = Informer(
             Reflector(
                 client,
                 PODS,
@@ -170,12 +170,8 @@ class Agent:
             shim=shim,
             metrics=metrics,
         )
-        self.residents = Residents(
-            agent, regions=self.regions, pods=self.pods, events=self.events
-        )
-        self.governor = Governor(
-            self.residents, nvml, agent, report=self.residents.report
-        )
+        self.residents = Residents(agent, regions=self.regions, pods=self.pods, events=self.events)
+        self.governor = Governor(self.residents, nvml, agent, report=self.residents.report)
         self.exporter = Exporter(
             node_name=name,
             nvml=nvml,

@@ -23,7 +23,7 @@ from hami.config import NodeAgentSettings
 from hami.errors import DeviceError, HamiError
 from hami.logs import get_logger
 from hami.nodeagent.account import Account
-from hami.nodeagent.measuring import Measurement, Measurer
+from hami.nodeagent.measuring import Measurement, Measurer, MemoryLook
 from hami.nodeagent.pacing import NS
 from hami.nodeagent.probe import Glimpse
 from hami.nodeagent.region import CoreMode
@@ -176,7 +176,6 @@ class Governor:
         began = time.perf_counter()
         now_ns = self._clock()
         self._know(tenants)
-        self._take_in()
         cards: dict[str, list[Account]] = {}
         for tenant in tenants:
             glimpse = self._glimpse(tenant)
@@ -184,10 +183,10 @@ class Governor:
                 tenant.control.beat(now_ns)
                 for account in self._accounts_of(tenant):
                     account.observe(now_ns, glimpse)
-                    self._watchman.look(account, now_ns)
                     cards.setdefault(account.uuid, []).append(account)
             except (HamiError, OSError, ValueError) as error:
                 self._failed(tenant, error)
+        self._take_in(now_ns)
         for uuid, accounts in cards.items():
             self._divide(uuid, accounts, now_ns)
         spent = time.perf_counter() - began
@@ -211,9 +210,9 @@ class Governor:
         self._watchman.forget(keep={tenant.key for tenant in tenants})
         self._failing &= {tenant.key for tenant in tenants}
 
-    def _take_in(self) -> None:
-        """Hand the driver's answers to the accounts."""
-        while self._inbox:
+    def _take_in(self, now_ns: int) -> None:
+        """Hand the driver's answers to the accounts: those of a time that they have observed."""
+        while self._inbox and self._inbox[0].at_ns <= now_ns:
             measurement = self._inbox.popleft()
             for place, account in self._accounts.items():
                 if place in measurement.unmeasured:
@@ -221,7 +220,13 @@ class Governor:
                 if window := measurement.windows.get(place):
                     account.learn(window)
                 if memory := measurement.memory.get(place):
-                    account.weigh(memory)
+                    self._weigh(account, memory)
+
+    def _weigh(self, account: Account, memory: MemoryLook) -> None:
+        try:
+            account.weigh(memory)
+        except (HamiError, OSError, ValueError) as error:
+            self._failed(account.tenant, error)
 
     def _glimpse(self, tenant: Tenant) -> Glimpse | None:
         try:
@@ -254,6 +259,7 @@ class Governor:
             known = self._divided[uuid] = (contenders, shares)
         for account, share in zip(accounts, known[1], strict=True):
             tenant = account.tenant
+            self._watchman.look(account, now_ns)
             suspended = tenant.suspended or self._watchman.suspends(tenant, now_ns)
             try:
                 account.apply(share, suspended=suspended, now_ns=now_ns)

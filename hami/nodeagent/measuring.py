@@ -44,6 +44,8 @@ class MemoryLook:
 class Measurement:
     """What one look showed."""
 
+    at_ns: int
+    """CLOCK_MONOTONIC after the look: no window ends later."""
     windows: dict[Place, Window] = field(default_factory=dict)
     memory: dict[Place, MemoryLook] = field(default_factory=dict)
     unmeasured: set[Place] = field(default_factory=set)
@@ -71,7 +73,7 @@ class Measurer:
         """
         devices = {uuid for tenant in tenants for uuid in tenant.devices}
         if not devices:
-            return Measurement()
+            return Measurement(at_ns=time.monotonic_ns())
         self._windows.forget(devices)
         now_ns = time.monotonic_ns()
         memory = now_ns - self._memory_at >= self._memory_ns
@@ -92,7 +94,7 @@ class Measurer:
         after: Tallies,
     ) -> Measurement:
         now_ns, realtime_ns = time.monotonic_ns(), time.time_ns()
-        found = Measurement()
+        found = Measurement(at_ns=now_ns)
         for uuid, reading in readings.items():
             self._note_errors(uuid, reading, found)
             samples, processes = reading.samples, reading.processes

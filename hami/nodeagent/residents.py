@@ -17,6 +17,7 @@ import anyio.to_thread
 
 from hami.config import NodeAgentSettings
 from hami.core import codec_steering
+from hami.core.objects import Pod
 from hami.errors import CodecError, HamiError
 from hami.kube.events import EventRecorder
 from hami.kube.informer import Informer
@@ -44,7 +45,7 @@ class Residents:
         settings: NodeAgentSettings,
         *,
         regions: Regions,
-        pods: Informer[NodePod],
+        pods: Informer[Pod],
         events: EventRecorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,9 +96,7 @@ class Residents:
         text = f"container {tenant.container}, device {suspicion.uuid}: {suspicion.detail}"
         if suspicion.suspends:
             text += "; its submissions wait"
-        self._events.record(
-            ObjectRef.to(PODS, pod), "DeviceUsedAroundShim", text, type="Warning"
-        )
+        self._events.record(ObjectRef.to(PODS, pod), "DeviceUsedAroundShim", text, type="Warning")
 
     def _open_and_close(self, claims: dict[Path, Claim]) -> None:
         for path in [path for path in self._tenants if path not in claims]:
@@ -122,7 +121,8 @@ class Residents:
         pod = self._pods.get(claim.namespace, claim.pod)
         if pod is None or pod.metadata.uid != claim.uid:
             return
-        tenant.container_id = pod.container_id(claim.container)
+        if isinstance(pod, NodePod):
+            tenant.container_id = pod.container_id(claim.container)
         tenant.enforced = all(
             allocate.enforced(container, self._settings)
             for container, _ in pod.containers()
@@ -137,7 +137,7 @@ class Residents:
         except CodecError as error:
             self._complain(pod, str(error))
 
-    def _complain(self, pod: NodePod, text: str) -> None:
+    def _complain(self, pod: Pod, text: str) -> None:
         """Once for each pod and message."""
         if self._complained.get(pod.metadata.uid) == text:
             return
