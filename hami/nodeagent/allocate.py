@@ -84,6 +84,8 @@ class Limits:
     """When core limits apply."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
+    weight: int = 0
+    """Where a device is contended; 0: the usual one."""
 
 
 def grant(
@@ -115,6 +117,7 @@ def limits(
     container: Container,
     vendor: Vendor,
     settings: Settings,
+    weight: int = 0,
 ) -> Limits:
     """What the region's control file says of the container."""
     agent = settings.node_agent
@@ -131,6 +134,7 @@ def limits(
         priority=_priority(container, vendor),
         policy=policy,
         fail_open=agent.fail_open,
+        weight=weight,
     )
 
 

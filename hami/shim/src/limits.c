@@ -84,10 +84,10 @@ INLINE struct tally take_tally(const struct hami_region *region, unsigned device
     return tally;
 }
 
-/* A sum taken while others move may mix two moments. Refusal needs one that is true of a moment. */
-static bool take_stable_tally(const struct hami_region *region, unsigned device, struct tally *tally)
+/* A sum taken while others move may mix two moments. Refusal needs one that is true of a moment: one
+ * that a second look confirms. `tally` is the first look. */
+static bool make_stable(const struct hami_region *region, unsigned device, struct tally *tally)
 {
-    *tally = take_tally(region, device);
     for (int tries = 0; tries < STABLE_TRIES; tries++) {
         const uint64_t digest = tally->digest;
         *tally = take_tally(region, device);
@@ -134,7 +134,8 @@ static enum verdict judge(struct hami_region *region, unsigned device, uint64_t 
 {
     const uint64_t limit = hami_limits_memory(region, device);
     for (bool reclaimed = false;; reclaimed = true) {
-        const bool stable = take_stable_tally(region, device, tally);
+        *tally = take_tally(region, device);
+        const bool stable = make_stable(region, device, tally);
         if (fits(tally, 0, limit))
             return FITS;
         if (!stable || add(tally->used, bytes) <= limit)
@@ -238,7 +239,7 @@ uint64_t hami_limits_used(struct hami_region *region, unsigned device)
     reclaim_now_and_then(region);
     struct tally tally = take_tally(region, device);
     if (tally.slots > 1) /* what is used of one slot is a single word */
-        take_stable_tally(region, device, &tally);
+        make_stable(region, device, &tally);
     return tally.used;
 }
 

@@ -73,15 +73,20 @@ bool hami_slot_reclaim(struct hami_region *region, int index, uint64_t token)
     return true;
 }
 
+/* Only active slots are charged. The others are not even looked at: their pages are many. */
 static int reclaim_if(struct hami_region *region,
                       bool (*is_dead)(uint64_t token, const struct hami_process *self))
 {
     int reclaimed = 0;
-    for (int index = 0; index < HAMI_SLOTS; index++) {
-        const struct hami_slot *slot = &region->usage->slots[index];
-        const uint64_t token = atomic_load(&slot->owner);
-        if (token != 0 && is_charged(slot) && is_dead(token, &region->self))
-            reclaimed += hami_slot_reclaim(region, index, token);
+    for (int word = 0; word < HAMI_SLOTS / 64; word++) {
+        uint64_t bits = atomic_load(&region->usage->active[word]);
+        for (; bits != 0; bits &= bits - 1) {
+            const int index = word * 64 + __builtin_ctzll(bits);
+            const struct hami_slot *slot = &region->usage->slots[index];
+            const uint64_t token = atomic_load(&slot->owner);
+            if (token != 0 && is_charged(slot) && is_dead(token, &region->self))
+                reclaimed += hami_slot_reclaim(region, index, token);
+        }
     }
     return reclaimed;
 }
