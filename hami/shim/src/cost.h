@@ -77,6 +77,12 @@ uint64_t hami_cost_ns(const struct hami_cost *cost);
 /* Neither measured nor like anything that was. */
 bool hami_cost_is_unknown(const struct hami_cost *cost);
 
+/* Measured, if at all, too seldom to go by. */
+static inline bool hami_cost_is_unsettled(const struct hami_cost *cost)
+{
+    return atomic_load_explicit(&cost->settled_ns, memory_order_relaxed) == 0;
+}
+
 /* True if it is time to time a launch. `submitted_ns` is what the process has submitted so far. */
 bool hami_cost_wants_timing(const struct hami_cost *cost, uint64_t submitted_ns);
 

@@ -7,6 +7,7 @@
 #include "hooks.h"
 #include "shim.h"
 
+#define LONG_NS UINT64_C(200000) /* a kernel whose time does not depend on what the host does meanwhile */
 #define LAUNCHES_A_REFILL 96 /* and up to 31 more */
 #define MASK ((UINT64_C(1) << HAMI_DEVICES) - 1)
 
@@ -49,6 +50,8 @@ bool hami_gate_pays_for(const void *handle, uint64_t threads)
     const int device = current_device();
     if (!is_limited(thread->paced_pulse, device))
         return true;
+    if (thread->time_next)
+        return false;
     struct hami_cost *cost = hami_cost_look(hami_cost_key(handle, class_of(threads), (unsigned)device));
     if (cost == NULL)
         return false;
@@ -121,6 +124,21 @@ static bool pay(unsigned device, uint64_t cost)
     return true;
 }
 
+/* After a wait the stream is idle, and what the host takes between event and kernel is hard to tell
+ * from a short kernel. The launch after it finds the stream busy, and is timed instead. */
+static bool is_to_be_timed(const struct hami_work *work)
+{
+    struct hami_thread *thread = &hami_thread;
+    const bool due = hami_cost_wants_timing(work->cost, hami_samples_submitted_ns(work->device));
+    const bool postponed = thread->time_next;
+    thread->time_next = false;
+    if (!due || postponed || work->charged_ns >= LONG_NS || hami_cost_is_unsettled(work->cost))
+        return due || postponed;
+    thread->time_next = true;
+    thread->handle = NOTHING;
+    return false;
+}
+
 static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
 {
     struct hami_work work = {.device = device, .stream = launch->stream};
@@ -130,9 +148,7 @@ static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
     hami_samples_catch_up(&work);
     const uint64_t cost = hami_cost_ns(work.cost);
     work.charged_ns = cost < HAMI_COST_MAX_NS ? cost : HAMI_COST_MAX_NS;
-    if (!pay(device, work.charged_ns))
-        return;
-    if (timed && hami_cost_wants_timing(work.cost, hami_samples_submitted_ns(device)))
+    if (pay(device, work.charged_ns) && timed && is_to_be_timed(&work))
         launch->sample = hami_sample_begin(&work);
 }
 

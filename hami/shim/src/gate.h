@@ -18,6 +18,7 @@ struct hami_thread { /* what a thread knows; small, for it takes from every thre
     const void *handle;   /* what was launched last, ... */
     uint64_t threads;     /* ... of that size, ... */
     struct hami_cost *cost; /* ... at that cost; only where there is but one device */
+    bool time_next;         /* the next launch is to be timed */
     uint64_t credit_ns[HAMI_DEVICES];
 };
 
