@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <time.h>
 
+#include "testpoint.h"
+
 #define CONTENTION_NS UINT64_C(2000000000) /* longest wait on others' announcements */
 #define RECLAIM_NS UINT64_C(50000000)      /* least time between two looks for the dead */
 #define BACKOFF_MIN_NS UINT64_C(10000)
@@ -116,6 +118,7 @@ static void pause_with_jitter(unsigned round)
 static void announce(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     atomic_fetch_add(&row_of(region, device)->pending_bytes, bytes);
+    hami_test_point("charge.announced");
 }
 
 static bool fits(const struct tally *tally, uint64_t extra, uint64_t limit)
@@ -184,6 +187,7 @@ SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
     if (verdict == FITS)
         return 0;
     hami_limits_withdraw(region, device, bytes);
+    hami_test_point("charge.refused");
     return -ENOMEM;
 }
 
@@ -201,12 +205,15 @@ int hami_limits_charge(struct hami_region *region, unsigned device, uint64_t byt
 
 void hami_limits_commit(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("commit.begun");
     atomic_fetch_add(&row_of(region, device)->used_bytes, bytes); /* first: see above */
+    hami_test_point("commit.counted");
     atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
 }
 
 void hami_limits_withdraw(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("withdraw.begun");
     atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
 }
 
@@ -217,6 +224,7 @@ void hami_limits_impose(struct hami_region *region, unsigned device, uint64_t by
 
 void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("discharge.begun");
     atomic_fetch_sub(&row_of(region, device)->used_bytes, bytes);
 }
 
