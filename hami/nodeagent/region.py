@@ -14,6 +14,7 @@ import os
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -38,6 +39,8 @@ from hami.nodeagent.region_layout import Usage as Usage  # its size is part of t
 
 CONTROL: Final = "control"
 USAGE: Final = "usage"
+BURST_NS: Final = 20_000_000
+"""Device time that may be saved up: enough to bridge a waiting thread's late wake-up."""
 CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
 CLAMP_NS: Final = 2**58
@@ -176,6 +179,8 @@ def create(
         OSError: The files cannot be written; nothing half-written has their names.
     """
     control = _new_control(devices, owner or Owner(), priority=priority)
+    if policy is not Policy.DISABLE:
+        _pace_from_the_start(control)
     control.weight = in_range("weight", weight, 0, 2**31 - 1)
     control.policy, control.flags = int(policy), int(flags)
     usage = Usage(magic=USAGE_MAGIC, version=VERSION, size=ctypes.sizeof(Usage))
@@ -209,6 +214,16 @@ def _new_control(devices: Sequence[RegionDevice], owner: Owner, *, priority: int
             core_limit_permille=in_range("core limit", device.core_limit_permille, 0, 1000),
         )
     return control
+
+
+def _pace_from_the_start(control: Control) -> None:
+    """Hold limits of compute before any governor has seen the file, and without one."""
+    for index, device in enumerate(control.devices[: control.device_count]):
+        if 0 < device.core_limit_permille < 1000:
+            device.core_mode, device.burst_ns = int(CoreMode.LIMIT), BURST_NS
+            device.grants[0].since_ns = time.monotonic_ns()
+            device.grants[0].rate_ns_per_second = device.core_limit_permille * 1_000_000
+            control.pulse |= 1 << index
 
 
 def limit_word(value: int | None) -> int:
@@ -260,7 +275,7 @@ def read_usage(directory: Path) -> RegionUse:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         header = os.pread(handle, Usage.slots.offset, 0)
-        _check(path, header, magic=USAGE_MAGIC, size=ctypes.sizeof(Usage))
+        check_header(path, header, magic=USAGE_MAGIC, size=ctypes.sizeof(Usage))
         active = Usage.from_buffer_copy(header.ljust(ctypes.sizeof(Usage), b"\0")).active
         slots = [slot for slot in range(MAX_SLOTS) if active[slot // 64] >> (slot % 64) & 1]
         processes = [_read_slot(path, handle, slot, devices) for slot in (*slots, ANONYMOUS_SLOT)]
@@ -349,7 +364,8 @@ def _namespace_of_owner(slot: Slot) -> int:
     return 0
 
 
-def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:
+def check_header(path: Path, content: bytes, *, magic: int, size: int) -> None:
+    """Make sure that the file begins as it should; raises CodecError else."""
     if len(content) < 16:
         raise CodecError(f"{path}: expected {size} bytes, met {len(content)}")
     met_magic, met_version, met_size = struct.unpack_from("<QII", content)
@@ -363,7 +379,7 @@ def _check(path: Path, content: bytes, *, magic: int, size: int) -> None:
 
 def decode_control(path: Path, content: bytes) -> Control:
     """The content of a control file, checked; raises CodecError."""
-    _check(path, content, magic=CONTROL_MAGIC, size=ctypes.sizeof(Control))
+    check_header(path, content, magic=CONTROL_MAGIC, size=ctypes.sizeof(Control))
     if len(content) < ctypes.sizeof(Control):
         raise CodecError(f"{path}: expected {ctypes.sizeof(Control)} bytes, met {len(content)}")
     return Control.from_buffer_copy(content)
