@@ -21,6 +21,11 @@ NS_PER_SECOND: Final = 1_000_000_000
 _MASK: Final = (1 << MAX_DEVICES) - 1
 _TICK: Final = 1 << MAX_DEVICES
 _WORD: Final = 2**64
+_DEVICES: Final[int] = Control.devices.offset
+_DEVICE: Final = ctypes.sizeof(DeviceControl)
+_OFFSETS: Final[dict[str, int]] = {
+    name: getattr(DeviceControl, name).offset for name, *_ in DeviceControl._fields_
+}
 
 
 class ControlFile:
@@ -73,6 +78,39 @@ class ControlFile:
         """Its devices, with the limits of now."""
         return region.devices_of(self.control)
 
+    @property
+    def priority(self) -> int:
+        """0 is the highest."""
+        return self._halves[Control.priority.offset // 4]
+
+    @property
+    def policy(self) -> region.Policy:
+        """When core limits apply."""
+        return region.Policy(self._halves[Control.policy.offset // 4])
+
+    @property
+    def weight(self) -> int:
+        """Of its share where a device is contended; 0: the usual one."""
+        return self._halves[Control.weight.offset // 4]
+
+    def core_limit(self, device: int) -> int:
+        """Permille that it was promised; 0 or 1000: no limit."""
+        return self._halves[self._place(device, "core_limit_permille", 4)]
+
+    def core_mode(self, device: int) -> region.CoreMode:
+        """What happens to submissions now."""
+        return region.CoreMode(self._halves[self._place(device, "core_mode", 4)])
+
+    def rate(self, device: int) -> int:
+        """Nanoseconds of device time that are granted each second."""
+        return self._line(device)[2]
+
+    def set_weight(self, weight: int) -> None:
+        """Change its weight where a device is contended; 0: the usual one."""
+        value = region.in_range("weight", weight, 0, 2**31 - 1)
+        self._halves[Control.weight.offset // 4] = value
+        self._words[Control.generation.offset // 8] += 1
+
     def set_memory_limit(self, device: int, limit_bytes: int | None) -> None:
         """Change a device's limit; None lifts it. Below the use of now it only stops growth."""
         self._store(device, "memory_limit_bytes", region.limit_word(limit_bytes))
@@ -122,15 +160,20 @@ class ControlFile:
 
     def granted(self, device: int, now_ns: int) -> int:
         """Device time granted up to that moment of CLOCK_MONOTONIC, nanoseconds."""
-        sequence = self._halves[self._place(device, "grant_sequence", 4)]
-        line = self._place(device, "grants", 8) + sequence % 2 * (ctypes.sizeof(Grant) // 8)
-        granted, since, rate = self._words[line : line + 3]
+        granted, since, rate = self._line(device)
         return int(granted + max(now_ns - since, 0) * rate // NS_PER_SECOND) % _WORD
 
     def beat(self, now_ns: int) -> None:
         """Say that the governor lives: processes note once a beat that they submit work."""
         self._words[Control.heartbeat_ns.offset // 8] = now_ns
         self._set_pulse(self._pulse & _MASK)
+
+    def _line(self, device: int) -> tuple[int, int, int]:
+        """The grant that holds: granted, since, rate."""
+        sequence = self._halves[self._place(device, "grant_sequence", 4)]
+        line = self._place(device, "grants", 8) + sequence % 2 * (ctypes.sizeof(Grant) // 8)
+        granted, since, rate = self._words[line : line + 3]
+        return granted, since, rate
 
     @property
     def _pulse(self) -> int:
@@ -150,9 +193,7 @@ class ControlFile:
         if not 0 <= device < self._control.device_count:
             count = self._control.device_count
             raise CodecError(f"control file: expected a device below {count}, met {device}")
-        field = getattr(DeviceControl, name)
-        offset = Control.devices.offset + device * ctypes.sizeof(DeviceControl) + field.offset
-        return int(offset) // size
+        return (_DEVICES + device * _DEVICE + _OFFSETS[name]) // size
 
     def _store(self, device: int, name: str, value: int) -> None:
         size = getattr(DeviceControl, name).size

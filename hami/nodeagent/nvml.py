@@ -23,6 +23,7 @@ from hami.core.quantity import BYTES_PER_MIB, MiB, Percent
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import DeviceError
 from hami.logs import get_logger
+from hami.nodeagent.usage import DeviceReading, ProcessMemory, ProcessSample
 from hami.nodeagent.worker import Worker
 
 log = get_logger(__name__)
@@ -100,6 +101,18 @@ class Nvml:
         """
         return await self._worker.call(self._use, "reading the use of devices")
 
+    async def process_use(
+        self, since_us: Mapping[str, int], *, memory: bool
+    ) -> Mapping[str, DeviceReading]:
+        """Who uses the devices named, and how much; see ``usage.UsageDriver``.
+
+        Raises:
+            DeviceError: The driver does not answer.
+        """
+        return await self._worker.call(
+            lambda: self._process_use(since_us, memory=memory), "reading the use of processes"
+        )
+
     @property
     def known(self) -> tuple[Device, ...]:
         """Every device ever seen, in order of index, as it was when it last answered."""
@@ -133,6 +146,20 @@ class Nvml:
     def _use(self) -> tuple[DeviceUse, ...]:
         self._open()
         return tuple(_read_use(device) for device in self.known)
+
+    def _process_use(
+        self, since_us: Mapping[str, int], *, memory: bool
+    ) -> dict[str, DeviceReading]:
+        self._open()
+        found = {}
+        for uuid, newest in since_us.items():
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            except pynvml.NVMLError as error:
+                log.debug("device_use_unreadable", device=uuid, error=str(error))
+                continue
+            found[uuid] = _read_processes(handle, newest, memory=memory)
+        return found
 
     def _open(self) -> None:
         if self._session.open:
@@ -273,6 +300,29 @@ def _read_use(device: Device) -> DeviceUse:
         utilization_percent=utilization,
         memory_utilization_percent=memory_utilization,
     )
+
+
+def _read_processes(handle: object, newest_us: int, *, memory: bool) -> DeviceReading:
+    samples = processes = None
+    error = ""
+    try:
+        samples = tuple(
+            ProcessSample(pid=int(met.pid), time_us=int(met.timeStamp), percent=int(met.smUtil))
+            for met in pynvml.nvmlDeviceGetProcessUtilization(handle, newest_us)
+        )
+    except pynvml.NVMLError_NotFound:
+        samples = ()  # nobody has worked since
+    except pynvml.NVMLError as met:
+        error = f"utilization: {met}"
+    try:
+        if memory:
+            processes = tuple(
+                ProcessMemory(pid=int(met.pid), used_bytes=met.usedGpuMemory)
+                for met in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            )
+    except pynvml.NVMLError as met:
+        error = f"{error} running processes: {met}".strip()
+    return DeviceReading(samples=samples, processes=processes, error=error)
 
 
 def _sorted(devices: Iterable[Device]) -> tuple[Device, ...]:
