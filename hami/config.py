@@ -274,6 +274,20 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     """Let containers opt out of enforcement with the variable ``CUDA_DISABLE_CONTROL=true``."""
     disable_core_limit: bool = False
     """Leave compute unlimited whatever pods ask for."""
+    governor_seconds: Annotated[float, Meta(ge=0.01, le=5)] = 0.1
+    """Time between two ticks of the governor, which paces containers; see docs/governor.md."""
+    governor_sample_seconds: Annotated[float, Meta(ge=0.05, le=5)] = 0.2
+    """Time between two questions to the driver about the time that processes have used."""
+    governor_memory_seconds: Seconds = 1.0
+    """Time between two questions to the driver about the memory that processes hold."""
+    priority_block: bool = True
+    """Containers of lower priority wait while one of higher priority uses their device."""
+    fair_share: bool = True
+    """Containers without a core limit share a contended device by weight."""
+    untracked_policy: Literal["report", "suspend"] = "report"
+    """What follows when a container uses a device around the shim: an event, or that it stops."""
+    untracked_limit: Annotated[int, Meta(ge=0)] = 1024
+    """MiB of each process, beyond its context, that the shim need not have seen."""
 
 
 class Settings(_Group, frozen=True, kw_only=True):

@@ -120,6 +120,68 @@ CONTAINER_MEMORY_OLD: Final = Metric(
     help="The value of hami_vgpu_memory_used_bytes under its older name.",
     labels=_CONTAINER,
 )
+CONTAINER_UTILIZATION: Final = Metric(
+    name="hami_container_device_utilization_ratio",
+    kind="gauge",
+    help="Percent of the device's time that the container used of late, as the driver measured.",
+    labels=_CONTAINER,
+)
+CONTAINER_CORE_LIMIT: Final = Metric(
+    name="hami_container_core_limit_percent",
+    kind="gauge",
+    help="Percent of the device's time that the container was promised; absent: no limit.",
+    labels=_CONTAINER,
+)
+CONTAINER_CORE_SHARE: Final = Metric(
+    name="hami_container_core_share_percent",
+    kind="gauge",
+    help="Percent of the device's time that the container is held to now; absent: not paced.",
+    labels=_CONTAINER,
+)
+CONTAINER_THROTTLED: Final = Metric(
+    name="hami_container_core_throttled_seconds",
+    kind="counter",
+    help="Time that the container's threads have waited for device time, added up, as they say.",
+    labels=_CONTAINER,
+)
+CONTAINER_UNTRACKED: Final = Metric(
+    name="hami_container_untracked_memory_bytes",
+    kind="gauge",
+    help="Device memory that the driver lays to the container and no hook has seen.",
+    labels=_CONTAINER,
+)
+CONTAINER_CORE_MODE: Final = Metric(
+    name="hami_container_core_mode",
+    kind="gauge",
+    help="1 for what the container's submissions do: off (pass), limit (paced), block (a higher "
+    "priority works), hold (stopped now and then: pacing is not enough), suspend.",
+    labels=(*_CONTAINER, "mode"),
+)
+GOVERNOR_TICKS: Final = Metric(
+    name="hami_agent_governor_ticks", kind="counter", help="Ticks of the governor."
+)
+GOVERNOR_SECONDS: Final = Metric(
+    name="hami_agent_governor_tick_seconds",
+    kind="counter",
+    help="Time that the governor's ticks have taken, added up.",
+)
+GOVERNOR_DRIVER_ERRORS: Final = Metric(
+    name="hami_agent_use_errors",
+    kind="counter",
+    help="Times that the driver did not tell the use of a device, or did not answer.",
+)
+GOVERNOR_REGION_ERRORS: Final = Metric(
+    name="hami_agent_region_errors",
+    kind="counter",
+    help="Times that the governor could not read or write a container's region.",
+)
+SUSPICIONS: Final = Metric(
+    name="hami_agent_suspicions",
+    kind="counter",
+    help="Containers that use a device around the shim: stranger (a process without a slot), "
+    "memory (more than was seen), pace (time beyond the limit, whatever is granted).",
+    labels=("reason",),
+)
 
 # -- controller: what it did -------------------------------------------------------------------
 
@@ -294,6 +356,17 @@ TABLE: Final = (
     CONTAINER_MEMORY,
     CONTAINER_LIMIT,
     CONTAINER_MEMORY_OLD,
+    CONTAINER_UTILIZATION,
+    CONTAINER_CORE_LIMIT,
+    CONTAINER_CORE_SHARE,
+    CONTAINER_THROTTLED,
+    CONTAINER_UNTRACKED,
+    CONTAINER_CORE_MODE,
+    GOVERNOR_TICKS,
+    GOVERNOR_SECONDS,
+    GOVERNOR_DRIVER_ERRORS,
+    GOVERNOR_REGION_ERRORS,
+    SUSPICIONS,
     EXTENDER_SECONDS,
     ADMISSIONS,
     BINDS,

@@ -82,6 +82,8 @@ class Limits:
     """0 is the highest."""
     policy: Literal["default", "force", "disable"]
     """When core limits apply."""
+    weight: int = 0
+    """Where a device is contended; 0: the usual one."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
 
@@ -115,6 +117,7 @@ def limits(
     container: Container,
     vendor: Vendor,
     settings: Settings,
+    weight: int = 0,
 ) -> Limits:
     """What the region's control file says of the container."""
     agent = settings.node_agent
@@ -130,6 +133,7 @@ def limits(
         ),
         priority=_priority(container, vendor),
         policy=policy,
+        weight=weight,
         fail_open=agent.fail_open,
     )
 

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 
 from hami.config import Settings
+from hami.core import codec_steering
 from hami.core.device import Device, DeviceUuid
 from hami.core.objects import Container, Pod
 from hami.core.vendor import Vendor
@@ -161,6 +162,7 @@ class Allocator:
             container=container_of(pod, entry),
             vendor=self._vendor,
             settings=self._settings,
+            weight=_weight(pod),
         )
 
     async def _allocate(self, ids: Sequence[str]) -> Grant:
@@ -271,6 +273,14 @@ class Allocator:
 def container_of(pod: Pod, entry: Entry) -> Container:
     """The container that the entry is for."""
     return list(pod.containers())[entry.index][0]
+
+
+def _weight(pod: Pod) -> int:
+    """What its annotation says; a malformed one, which others report, is none."""
+    try:
+        return codec_steering.decode_core_weight(pod.annotations)
+    except CodecError:
+        return 0
 
 
 def claim_for(pod: Pod, entry: Entry, ids: Sequence[str], *, library: str) -> Claim:

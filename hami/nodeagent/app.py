@@ -36,16 +36,19 @@ from hami.nodeagent.consume import PodWriter
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.exporter import Exporter
 from hami.nodeagent.finder import PodFinder
+from hami.nodeagent.governor import Governor
 from hami.nodeagent.health import HealthTracker, XidPolicy
 from hami.nodeagent.housekeeping import Housekeeper
 from hami.nodeagent.identity import IdentityCheck
 from hami.nodeagent.inventory import DeviceWatch, Inventory
+from hami.nodeagent.nodepod import NodePod
 from hami.nodeagent.nvml import Nvml, NvmlEvents
 from hami.nodeagent.plugin import DevicePlugin
 from hami.nodeagent.podresources import PodResources
 from hami.nodeagent.regions import Regions
 from hami.nodeagent.registrar import Registrar
 from hami.nodeagent.registration import Registration
+from hami.nodeagent.residents import Residents
 from hami.site import vendor_table
 
 log = get_logger(__name__)
@@ -83,11 +86,11 @@ class Agent:
         self.settings, self.registry, name = agent, registry, agent.node_name
         self.port = agent.health_port
         self.events = EventRecorder(client, component=COMPONENT, instance=name)
-        self.pods = Informer(
+        self.pods: Informer[Pod] = Informer(
             Reflector(
                 client,
                 PODS,
-                decode=msgspec.json.Decoder(Pod).decode,
+                decode=msgspec.json.Decoder(NodePod).decode,
                 field_selector=f"spec.nodeName={name}",
             )
         )
@@ -167,9 +170,12 @@ class Agent:
             shim=shim,
             metrics=metrics,
         )
+        self.residents = Residents(agent, regions=self.regions, pods=self.pods, events=self.events)
+        self.governor = Governor(self.residents, nvml, agent, report=self.residents.report)
         self.exporter = Exporter(
             node_name=name,
             nvml=nvml,
+            governor=self.governor,
             inventory=self.inventory,
             regions=self.regions,
             pods=self.pods,
@@ -195,6 +201,7 @@ class Agent:
             await tasks.start(self.pods.run, name="pods")
             await tasks.start(self.nodes.run, name="nodes")
             await tasks.start(self.devices.probe, name="devices")
+            tasks.start_soon(self.governor.run, name="governor")
             tasks.start_soon(self.devices.listen, name="device-events")
             tasks.start_soon(self.registrar.run, name="registrar")
             tasks.start_soon(self.registration.run, name="kubelet")

@@ -13,6 +13,7 @@ from typing import Final
 
 import anyio
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as MetricFamily
 from prometheus_client.registry import Collector
 
 from hami import metrics
@@ -21,6 +22,8 @@ from hami.errors import DeviceError
 from hami.kube.informer import Informer
 from hami.logs import get_logger
 from hami.metrics import Metric
+from hami.nodeagent import governor_gauges
+from hami.nodeagent.governor import Governor
 from hami.nodeagent.inventory import Inventory
 from hami.nodeagent.nvml import DeviceUse, Nvml
 from hami.nodeagent.regions import Regions
@@ -42,14 +45,17 @@ class Exporter(Collector):
         inventory: Inventory,
         regions: Regions,
         pods: Informer[Pod],
+        governor: Governor,
     ) -> None:
         self._node_name = node_name
         self._nvml = nvml
         self._inventory = inventory
         self._regions = regions
         self._pods = pods
+        self._governor = governor
         self._use: tuple[DeviceUse, ...] = ()
         self._samples: tuple[ContainerSample, ...] = ()
+        self._here: frozenset[str] = frozenset()
         self._turn = anyio.Lock()
         self._began = float("-inf")
 
@@ -66,9 +72,9 @@ class Exporter(Collector):
                 await self._read()
 
     async def _read(self) -> None:
-        here = {pod.metadata.uid for pod in self._pods.list()}
+        self._here = frozenset(pod.metadata.uid for pod in self._pods.list())
         samples = await self._regions.samples()
-        self._samples = tuple(sample for sample in samples if sample.claim.uid in here)
+        self._samples = tuple(sample for sample in samples if sample.claim.uid in self._here)
         try:
             self._use = await self._nvml.use()
         except DeviceError as error:
@@ -79,11 +85,12 @@ class Exporter(Collector):
         """Nothing: names are known only to ``collect``, which must not run at registration."""
         return ()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[MetricFamily]:
         """The last reading."""
         yield self._health()
         yield from self._host()
         yield from self._containers()
+        yield from governor_gauges.families(self._governor, self._here, zone=ZONE)
 
     def _health(self) -> GaugeMetricFamily:
         healthy = sum(device.healthy for device in self._inventory.devices)

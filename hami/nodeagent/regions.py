@@ -207,6 +207,7 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
             container_name=claim.container,
         ),
         priority=limits.priority,
+        weight=limits.weight,
         policy=_POLICIES[limits.policy],
         flags=region.Flag.FAIL_OPEN if limits.fail_open else region.Flag.NONE,
     )
