@@ -15,7 +15,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 NS: Final = 1_000_000_000
 FACTOR_MIN: Final = 1 / 16
@@ -49,8 +49,7 @@ class Window:
         return self.end_ns - self.start_ns
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """Sums up to a moment."""
 
     at_ns: int
