@@ -48,6 +48,7 @@ class Container:
     tenant: Tenant
     gpus: Gpus
     gpu: int
+    shim: bool = True
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, microseconds: int = 1000, mode: str = "eager", *, size: int = 0) -> int:
@@ -55,7 +56,7 @@ class Container:
         environment = {
             "PATH": os.environ["PATH"],
             **self.gpus.environment,
-            "LD_PRELOAD": str(SHIM),
+            **({"LD_PRELOAD": str(SHIM)} if self.shim else {}),
             "HAMI_REGION_DIR": str(self.tenant.directory),
             "NVIDIA_VISIBLE_DEVICES": str(self.gpu),
         }
@@ -75,6 +76,7 @@ class Container:
         """End all its processes."""
         for process in self.processes:
             process.kill()
+        for process in self.processes:
             process.communicate()
         self.processes.clear()
 
@@ -98,12 +100,16 @@ class Bench:
     containers: list[Container]
     gpus: Gpus
 
+    def drop(self, container: Container) -> None:
+        """End a container; the governor forgets it with its next tick."""
+        container.stop()
+        self.containers.remove(container)
+
     def container(
         self, limit: int = 0, *, gpu: int = 0, weight: int = 0, **region_options: Any
     ) -> Container:
         """A container with one GPU; the governor knows it from its next tick on."""
-        directory = self.path / f"container-{len(self.containers)}"
-        directory.mkdir()
+        directory = Path(tempfile.mkdtemp(prefix="container-", dir=self.path))
         device = region.RegionDevice(uuid=self.gpus.uuids[gpu], core_limit_permille=limit)
         region.create(directory, devices=[device], weight=weight, **region_options)
         made = Container(Tenant.open(directory), self.gpus, gpu)
@@ -158,13 +164,17 @@ async def eventually(condition: Callable[[], Any], met: Callable[[], object] = l
 
 @asynccontextmanager
 async def governed(
-    path: Path, *, driver: UsageDriver | None = None, **settings: Any
+    path: Path,
+    *,
+    driver: UsageDriver | None = None,
+    models: Sequence[str] = (),
+    **settings: Any,
 ) -> AsyncIterator[Bench]:
     """A governor at work over the containers that the test makes."""
     configuration = NodeAgentSettings(**settings)
     suspicions: list[Suspicion] = []
     containers: list[Container] = []
-    gpus = simulated_gpus()
+    gpus = simulated_gpus(*models)
 
     class Source:
         async def refresh(self) -> Sequence[Tenant]:
