@@ -263,6 +263,12 @@ def release_compiler(machine: str) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", "-target", RELEASES[machine]]
 
 
+def build_with_test_points() -> Path:
+    """The shim with its named points of death (testpoint.h), in build/points."""
+    write_all_generated()
+    return build_target(LIBRARY_OF_THE_SHIM, ROOT / "build" / "points", ["-DHAMI_TEST_POINTS"])
+
+
 def build_release() -> list[Path]:
     """Build the shim for each machine into build/release; returns the libraries.
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from tests.bench import (
+    bench_alloc,
     bench_burst,
     bench_cold_start,
     bench_extender,
+    bench_init,
     bench_memory,
     bench_start,
     bench_storm,
@@ -97,6 +99,34 @@ async def test_start() -> None:
 
     assert set(found) == {"one at a time", "2 at once"}
     assert "one at a time" in report.TABLES["start"][1]({"figures": found})
+
+
+def test_memory_calls_of_the_shim(tmp_path: Path) -> None:
+    file = tmp_path / "alloc.json"
+    assert bench_alloc.main(f"--rounds 2 --calls 500 --live 0 2000 --json {file}".split()) == 0
+
+    rows = figures(file)
+
+    assert {(row["what"], row["live"], row["slots"]) for row in rows} == {
+        ("again", 0, 1), ("query", 0, 1), ("again", 2000, 1), ("query", 2000, 1), ("any", 2000, 1),
+        ("fresh", 0, 1), ("fresh", 2000, 1), ("again", 0, 16), ("query", 0, 16),
+        ("again", 0, 256), ("query", 0, 256),
+    }  # fmt: skip
+    assert all(row["shim_ns"] > 0 for row in rows)
+    assert "| pair, always new addresses |" in report.TABLES["alloc"][1]({"figures": rows})
+    assert "| 1 | 16 | 256 |" in report.TABLES["slots"][1]({"figures": rows})
+    ET.fromstring(report.picture_of_allocations(rows))
+
+
+def test_start_of_a_program_with_the_shim(tmp_path: Path) -> None:
+    file = tmp_path / "init.json"
+    assert bench_init.main(f"--rounds 2 --processes 1 3 --json {file}".split()) == 0
+
+    rows = figures(file)
+
+    assert [row["processes"] for row in rows] == [1, 3]
+    assert all(row["clock_p50_plain_us"] > 0 for row in rows)
+    assert "| 3 |" in report.TABLES["init"][1]({"figures": rows})
 
 
 def test_memory_is_fitted_exactly_where_it_grows_evenly() -> None:

@@ -86,6 +86,8 @@ class Limits:
     """Where a device is contended; 0: the usual one."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
+    weight: int = 0
+    """Where a device is contended; 0: the usual one."""
 
 
 def grant(
@@ -135,6 +137,7 @@ def limits(
         policy=policy,
         weight=weight,
         fail_open=agent.fail_open,
+        weight=weight,
     )
 
 

@@ -82,6 +82,9 @@ def run(
     policy: Annotated[Policy, typer.Option(help="When the limit of cores applies.")] = (
         Policy.DEFAULT
     ),
+    priority: Annotated[
+        int, typer.Option(min=0, max=1, help="0 goes first where a GPU is contended.")
+    ] = 1,
     isolation: Annotated[
         Isolation, typer.Option(help="How strictly the program is held; see docs/run.md.")
     ] = Isolation.AUTO,
@@ -101,6 +104,7 @@ def run(
             memory=memory,
             cores=cores,
             policy=RegionPolicy[policy.name],
+            priority=priority,
             isolation=Way(isolation.value),
         ),
         os.environ,

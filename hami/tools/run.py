@@ -46,6 +46,7 @@ class Request:
     memory: str | None
     cores: int
     policy: region.Policy
+    priority: int
     isolation: Isolation
 
 
@@ -101,6 +102,7 @@ def _make(
             devices=devices,
             owner=region.Owner(container_name=Path(request.command[0]).name[:60]),
             policy=request.policy,
+            priority=request.priority,
             usage_mode=0o600,
         )
         return making.done()

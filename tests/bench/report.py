@@ -1,4 +1,4 @@
-"""From measurements to ``docs/performance.md``: the tables between its marks, and its picture.
+"""From measurements to ``docs/performance.md``: the tables between its marks, and its pictures.
 
 ``python -m tests.bench.report docs``, as ``scripts/performance-tables`` does. Prose is written by
 hand; a table is whatever stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``. What was
@@ -17,7 +17,6 @@ from typing import Any, Final
 from tests.bench import plot
 
 Figures = Any
-PICTURE: Final = "filter-latency.svg"
 _BLOCK: Final = re.compile(r"(<!-- measured: ([-a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,9 +28,10 @@ def main(docs: Path) -> None:
     }
     page = docs / "performance.md"
     page.write_text(fill(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
-    if "extender" in measured:
-        picture = picture_of(measured["extender"]["figures"])
-        (docs / "images" / PICTURE).write_text(picture, encoding="utf-8")
+    for name, (source, draw) in PICTURES.items():
+        if source in measured:
+            picture = draw(measured[source]["figures"])
+            (docs / "images" / name).write_text(picture, encoding="utf-8")
 
 
 def fill(text: str, measured: Mapping[str, Mapping[str, Any]]) -> str:
@@ -217,6 +217,48 @@ def _failover(measured: Figures) -> str:
     return table(("", "p50", "longest"), rows)
 
 
+def _alloc(measured: Figures) -> str:
+    """Added nanoseconds: by pattern, then by the number of live pointers or of slots in use."""
+    rows = measured["figures"]
+    live = sorted({row["live"] for row in rows})
+    names = {
+        "again": "pair, addresses given out again",
+        "fresh": "pair, always new addresses",
+        "any": "pair, any of the live ones",
+        "query": "memory query",
+    }
+    found = {(row["what"], row["live"], row["slots"]): row["added_ns"] for row in rows}
+    lines = [
+        (text, *(found.get((what, count, 1), "-") for count in live))
+        for what, text in names.items()
+    ]
+    return table(("added ns; live pointers:", *(f"{count:,}" for count in live)), lines)
+
+
+def _slots(measured: Figures) -> str:
+    rows = [row for row in measured["figures"] if row["live"] == 0 and row["what"] != "fresh"]
+    slots = sorted({row["slots"] for row in rows})
+    found = {(row["what"], row["slots"]): row["added_ns"] for row in rows}
+    lines = [
+        (text, *(found.get((what, count), "-") for count in slots))
+        for what, text in (("again", "allocate and free"), ("query", "memory query"))
+    ]
+    return table(("added ns; processes that hold memory:", *slots), lines)
+
+
+def _init(measured: Figures) -> str:
+    rows = [
+        (
+            row["processes"],
+            *(f"{row[f'cpu_{cut}_added_us'] / 1000:.2f} ms" for cut in ("p50", "p99")),
+            *(f"{row[f'clock_{cut}_added_us'] / 1000:.2f} ms" for cut in ("p50", "p99")),
+        )
+        for row in measured["figures"]
+    ]
+    head = ("processes at once", "CPU, p50", "CPU, p99", "clock, p50", "clock, p99")
+    return table(head, rows)
+
+
 TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "machine": ("extender", _machine),
     "latency": ("extender", _latency),
@@ -231,6 +273,9 @@ TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "preemption": ("preemption", _preemption),
     "topology": ("topology", _topology),
     "scrape": ("scrape", _scrape),
+    "alloc": ("alloc", _alloc),
+    "slots": ("alloc", _slots),
+    "init": ("init", _init),
 }
 
 
@@ -246,6 +291,31 @@ def picture_of(figures: Figures) -> str:
     return plot.chart(
         lines, title="Filter over HTTP, asked about every node", x="nodes", y="milliseconds"
     )
+
+
+def picture_of_allocations(figures: Figures) -> str:
+    """What the shim adds to a pair, by the number of live pointers."""
+    names = {"again": "given out again", "fresh": "always new", "any": "any of the live"}
+    lines = {
+        text: [
+            (row["live"], max(row["added_ns"], 1.0))
+            for row in figures
+            if row["what"] == what and row["slots"] == 1 and row["live"] > 0
+        ]
+        for what, text in names.items()
+    }
+    return plot.chart(
+        lines,
+        title="What the shim adds to cuMemAlloc and cuMemFree",
+        x="live pointers",
+        y="nanoseconds",
+    )
+
+
+PICTURES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
+    "filter-latency.svg": ("extender", picture_of),
+    "allocations.svg": ("alloc", picture_of_allocations),
+}
 
 
 def _rows(figures: Figures, *, asked: str) -> list[Any]:

@@ -1,8 +1,7 @@
-"""What launches are debited follows what they take, over a driver whose device has a time of its own."""
+"""What launches are debited follows what they take; the device has a time of its own."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +9,14 @@ import pytest
 
 from hami.nodeagent import region
 from hami.nodeagent.controlfile import ControlFile
+from tests.support import pacing
 from tests.support.gpu import SHIM, Client
+from tests.support.pacing import MS, PIECE_NS, PLENTY
 
 Compile = Callable[..., Path]
 
 UUID = "GPU-11111111-1111-1111-1111-111111111111"
 US = 1_000
-MS = 1_000_000
-PIECE = MS
-"""The most that a thread takes in advance."""
-PLENTY = 2**40 - 1
-"""A rate at which nobody ever waits."""
 SHARED = ("-shared", "-Wl,-Bsymbolic", "-Wl,-soname,libcuda.so.1", "-fvisibility=default")
 
 NOT_READY_QUERIES, LAUNCH_HOST_NS, STREAM_IS_BUSY = range(3)
@@ -33,14 +29,16 @@ class Clockwork:
     def __init__(self, directory: Path, client: Client) -> None:
         self.directory = directory
         self.client = client
-        self.order = lambda *words: client.ask(*words)[0]
+
+    def order(self, what: str, *words: object) -> int:
+        return self.client.ask(what, *words)[0]
 
     def launch(self, index: int, count: int, threads: int = 1) -> None:
         assert self.order("launch", index, count, threads) == 0
 
     @property
     def spent_ns(self) -> int:
-        return sum(p.devices[0].spent_ns for p in region.read_usage(self.directory).processes)
+        return pacing.spent_ns(self.directory)
 
     @property
     def took_ns(self) -> int:
@@ -61,7 +59,7 @@ def clockwork(
     tmp_path: Path, control: ControlFile, compile_program: Compile
 ) -> Iterator[Clockwork]:
     """A process that is limited, but to more than it ever takes."""
-    pace(control, PLENTY)
+    pacing.pace(control, PLENTY)
     driver = compile_program("clocked_cuda", *SHARED, output="libcuda.so.1")
     environment = {
         "LD_LIBRARY_PATH": str(driver.parent),
@@ -72,11 +70,6 @@ def clockwork(
         yield Clockwork(tmp_path / "region", client)
 
 
-def pace(control: ControlFile, rate: int) -> None:
-    control.set_pace(0, ns_per_second=rate, burst_ns=10 * MS, now_ns=time.monotonic_ns())
-    control.set_core_mode(0, region.CoreMode.LIMIT)
-
-
 @pytest.mark.parametrize("length_ns", [2 * US, 20 * US, 3 * MS, 700 * MS])
 def test_debited_is_what_the_device_took(clockwork: Clockwork, length_ns: int) -> None:
     clockwork.order("length", 0, length_ns)
@@ -85,7 +78,7 @@ def test_debited_is_what_the_device_took(clockwork: Clockwork, length_ns: int) -
 
     took = clockwork.took_ns
     assert took == 400 * length_ns
-    assert abs(clockwork.spent_ns - took) <= 0.01 * took + PIECE + length_ns
+    assert abs(clockwork.spent_ns - took) <= 0.01 * took + PIECE_NS + length_ns
 
 
 def test_wrong_first_guess_is_paid_for_by_the_third_launch(clockwork: Clockwork) -> None:
@@ -104,7 +97,7 @@ def test_sizes_of_one_kernel_have_costs_of_their_own(clockwork: Clockwork) -> No
     before = clockwork.spent_ns
     clockwork.launch(0, 50, 128)
 
-    assert clockwork.spent_ns - before <= 50 * 10 * US + PIECE
+    assert clockwork.spent_ns - before <= 50 * 10 * US + PIECE_NS
 
 
 def test_kernel_that_has_become_longer_is_learnt_anew(clockwork: Clockwork) -> None:
@@ -139,7 +132,7 @@ def test_one_long_measurement_among_short_ones_is_not_believed(clockwork: Clockw
 
     clockwork.launch(0, 1000)
 
-    assert clockwork.spent_ns - before <= 1.2 * 1000 * 10 * US + PIECE
+    assert clockwork.spent_ns - before <= 1.2 * 1000 * 10 * US + PIECE_NS
 
 
 def test_what_the_host_did_meanwhile_is_not_the_kernels(clockwork: Clockwork) -> None:
@@ -240,4 +233,4 @@ def test_many_kernels_at_once_are_all_debited(clockwork: Clockwork) -> None:
             clockwork.launch(index, 4, 2**size % 2**31 or 3)
 
     took = clockwork.took_ns
-    assert abs(clockwork.spent_ns - took) <= 0.02 * took + PIECE
+    assert abs(clockwork.spent_ns - took) <= 0.02 * took + PIECE_NS

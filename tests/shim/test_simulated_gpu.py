@@ -219,7 +219,7 @@ def test_state_file_of_something_else_is_refused(tmp_path: Path, machine: Machin
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"x" * 10_000_000)
 
-    with pytest.raises(SandboxError, match="expected version 1"):
+    with pytest.raises(SandboxError, match="expected version 2"):
         node.read_use(foreign)
     assert tell(machine, HAMI_SIM_NODE=str(foreign)) == ["init 9"]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +29,16 @@ PROBE: Final = LIBRARY_DIR / "gpu-probe"
 MAX_GPUS: Final = 16
 MAX_PROCESSES: Final = 4096
 MAGIC: Final = int.from_bytes(b"HIMGSU01", "little")
-VERSION: Final = 1
+VERSION: Final = 2
 DRIVER_VERSION: Final = "570.133.20"
 CUDA_VERSION: Final = 12080
+QUEUE_DEPTH: Final = 1024
+NVML_PERIOD_NS: Final = 166_666_667
+NVML_LAG_NS: Final = 20_000_000
 
 _EVENTS: Final = 64
+_SAMPLES: Final = 4
+_POINTS: Final = 4096
 _XID_EVENT: Final = 8
 _GPUS_PER_NUMA_NODE: Final = 4
 _BUS_STEP: Final = 0x0F
@@ -62,12 +69,46 @@ class _Gpu(ctypes.LittleEndianStructure):
     )
 
 
+class _Sample(ctypes.LittleEndianStructure):
+    _fields_ = (("period", ctypes.c_uint64), ("busy_ns", ctypes.c_uint64))
+
+
 class _Row(ctypes.LittleEndianStructure):
     _fields_ = (
         ("bytes", ctypes.c_uint64),
-        ("until_ns", ctypes.c_uint64),
         ("busy_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64),
+        ("finish_ns", ctypes.c_uint64),
+        ("sampled_ns", ctypes.c_uint64),
+        ("samples", _Sample * _SAMPLES),
+    )
+
+
+class _Clock(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("virtual_ns", ctypes.c_uint64),
+        ("busy_ns", ctypes.c_uint64),
+        ("sharers", ctypes.c_uint64),
+    )
+
+
+class _Point(ctypes.LittleEndianStructure):
+    _fields_ = (("time_ns", ctypes.c_uint64), ("virtual_ns", ctypes.c_uint64))
+
+
+class _Timeline(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("current", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("period_end_ns", ctypes.c_uint64),
+        ("sampled_ns", ctypes.c_uint64),
+        ("reaped_ns", ctypes.c_uint64),
+        ("clocks", _Clock * 2),
+        ("samples", _Sample * _SAMPLES),
+        ("active", ctypes.c_uint64 * (MAX_PROCESSES // 64)),
+        ("touched", ctypes.c_uint64 * (MAX_PROCESSES // 64)),
+        ("point_count", ctypes.c_uint64),
+        ("points", _Point * _POINTS),
     )
 
 
@@ -104,9 +145,19 @@ class _Node(ctypes.LittleEndianStructure):
         ("process_high", ctypes.c_uint32),
         ("exact_peaks", ctypes.c_uint32),
         ("last_event", ctypes.c_uint64),
-        ("reserved1", ctypes.c_uint8 * 104),
+        ("realtime_offset_ns", ctypes.c_int64),
+        ("nvml_period_ns", ctypes.c_uint64),
+        ("nvml_lag_ns", ctypes.c_uint64),
+        ("nvml_delay_ns", ctypes.c_uint64),
+        ("nvml_flags", ctypes.c_uint32),
+        ("queue_depth", ctypes.c_uint32),
+        ("faults_version", ctypes.c_uint32),
+        ("reserved1", ctypes.c_uint32),
+        ("reserved2", ctypes.c_uint8 * 56),
+        ("faults", ctypes.c_char * 512),
         ("gpus", _Gpu * MAX_GPUS),
         ("events", _Event * _EVENTS),
+        ("timelines", _Timeline * MAX_GPUS),
         ("processes", _Process * MAX_PROCESSES),
     )
 
@@ -145,6 +196,9 @@ def create_node_state(
     cuda_version: int = CUDA_VERSION,
     context_bytes: int = 0,
     exact_peaks: bool = False,
+    queue_depth: int = QUEUE_DEPTH,
+    nvml_period_ns: int = NVML_PERIOD_NS,
+    nvml_lag_ns: int = NVML_LAG_NS,
 ) -> tuple[str, ...]:
     """Write the state of a node at rest; replaces an older one. The UUIDs, in order.
 
@@ -156,6 +210,10 @@ def create_node_state(
         cuda_version: 12080 is CUDA 12.8.
         context_bytes: Device memory that every CUDA context takes.
         exact_peaks: Never count a process that died just now into a peak; for tests.
+        queue_depth: Launches that a process may queue before one blocks.
+        nvml_period_ns: Time that each of NVML's samples of utilisation covers.
+        nvml_lag_ns: From the end of that time to the moment the sample can be seen; at most two
+            periods.
 
     Raises:
         SandboxError: There are too many GPUs, or the file cannot be written.
@@ -172,12 +230,17 @@ def create_node_state(
         driver_version=driver_version.encode()[:31],
         context_bytes=context_bytes,
         exact_peaks=int(exact_peaks),
+        realtime_offset_ns=time.time_ns() - time.monotonic_ns(),
+        nvml_period_ns=nvml_period_ns,
+        nvml_lag_ns=nvml_lag_ns,
+        queue_depth=queue_depth,
     )
     for index, model in enumerate(gpus):
         node.gpus[index] = _gpu(model, index, node_name=node_name)
     try:
         temporary = path.with_name(f".{path.name}.new")
-        temporary.write_bytes(bytes(node))
+        temporary.write_bytes(memoryview(node).cast("B")[: _Node.timelines.offset])
+        os.truncate(temporary, ctypes.sizeof(_Node))
         temporary.chmod(0o666)
         temporary.replace(path)
     except OSError as error:

@@ -97,11 +97,12 @@ static bool is_per_thread(const char *name)
     return end - name > 5 && (hami_same_name(end - 5, "_ptsz") || hami_same_name(end - 5, "_ptds"));
 }
 
+/* A form of the same symbol that the driver would rather give out for PER_THREAD_STREAM. */
 static bool has_per_thread_twin(const struct form *form)
 {
     for (int row = 0; row < HAMI_HOOKS; row++)
-        if (forms[row].version == form->version && hami_same_name(forms[row].symbol, form->symbol) &&
-            is_per_thread(forms[row].name) && hami_real((enum hami_row)row) != NULL)
+        if (hami_same_name(forms[row].symbol, form->symbol) && is_per_thread(forms[row].name) &&
+            forms[row].version <= form->version && hami_real((enum hami_row)row) != NULL)
             return true;
     return false;
 }

@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <time.h>
 
+#include "testpoint.h"
+
 #define CONTENTION_NS UINT64_C(2000000000) /* longest wait on others' announcements */
 #define RECLAIM_NS UINT64_C(50000000)      /* least time between two looks for the dead */
 #define BACKOFF_MIN_NS UINT64_C(10000)
@@ -82,10 +84,10 @@ INLINE struct tally take_tally(const struct hami_region *region, unsigned device
     return tally;
 }
 
-/* A sum taken while others move may mix two moments. Refusal needs one that is true of a moment. */
-static bool take_stable_tally(const struct hami_region *region, unsigned device, struct tally *tally)
+/* A sum taken while others move may mix two moments. Refusal needs one that is true of a moment: one
+ * that a second look confirms. `tally` is the first look. */
+static bool make_stable(const struct hami_region *region, unsigned device, struct tally *tally)
 {
-    *tally = take_tally(region, device);
     for (int tries = 0; tries < STABLE_TRIES; tries++) {
         const uint64_t digest = tally->digest;
         *tally = take_tally(region, device);
@@ -116,6 +118,7 @@ static void pause_with_jitter(unsigned round)
 static void announce(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     atomic_fetch_add(&row_of(region, device)->pending_bytes, bytes);
+    hami_test_point("charge.announced");
 }
 
 static bool fits(const struct tally *tally, uint64_t extra, uint64_t limit)
@@ -131,7 +134,8 @@ static enum verdict judge(struct hami_region *region, unsigned device, uint64_t 
 {
     const uint64_t limit = hami_limits_memory(region, device);
     for (bool reclaimed = false;; reclaimed = true) {
-        const bool stable = take_stable_tally(region, device, tally);
+        *tally = take_tally(region, device);
+        const bool stable = make_stable(region, device, tally);
         if (fits(tally, 0, limit))
             return FITS;
         if (!stable || add(tally->used, bytes) <= limit)
@@ -183,6 +187,7 @@ SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
     if (verdict == FITS)
         return 0;
     hami_limits_withdraw(region, device, bytes);
+    hami_test_point("charge.refused");
     return -ENOMEM;
 }
 
@@ -200,12 +205,15 @@ int hami_limits_charge(struct hami_region *region, unsigned device, uint64_t byt
 
 void hami_limits_commit(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("commit.begun");
     atomic_fetch_add(&row_of(region, device)->used_bytes, bytes); /* first: see above */
+    hami_test_point("commit.counted");
     atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
 }
 
 void hami_limits_withdraw(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("withdraw.begun");
     atomic_fetch_sub(&row_of(region, device)->pending_bytes, bytes);
 }
 
@@ -216,6 +224,7 @@ void hami_limits_impose(struct hami_region *region, unsigned device, uint64_t by
 
 void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes)
 {
+    hami_test_point("discharge.begun");
     atomic_fetch_sub(&row_of(region, device)->used_bytes, bytes);
 }
 
@@ -230,7 +239,7 @@ uint64_t hami_limits_used(struct hami_region *region, unsigned device)
     reclaim_now_and_then(region);
     struct tally tally = take_tally(region, device);
     if (tally.slots > 1) /* what is used of one slot is a single word */
-        take_stable_tally(region, device, &tally);
+        make_stable(region, device, &tally);
     return tally.used;
 }
 

@@ -24,6 +24,7 @@
 #define BUCKET_BITS 10 /* two steps to a bucket, so that a dense run does not fill it */
 #define RUN_BITS 13
 #define HUGE_PAGE ((size_t)2 << 20)
+#define INLINE static inline __attribute__((always_inline))
 #define SELDOM static __attribute__((noinline, cold)) /* keeps the usual path short */
 
 struct entry {
@@ -58,7 +59,7 @@ struct place {
 static struct shard shards[SHARDS];
 
 /* The same for addresses of one run, but for odd ones: what is no driver's address spreads. */
-static uint64_t hash(uint64_t address)
+INLINE uint64_t hash(uint64_t address)
 {
     const uint64_t odd = address & ((UINT64_C(1) << GRAIN_BITS) - 1);
     const uint64_t mixed = (address >> RUN_BITS ^ odd << 40) * UINT64_C(0x9e3779b97f4a7c15);
@@ -108,7 +109,7 @@ static uint64_t tag_of(uint64_t address, uint64_t hashed)
 }
 
 /* The entry with that address, or -1. */
-static int find(const struct bucket *bucket, uint64_t address, uint64_t tag)
+INLINE int find(const struct bucket *bucket, uint64_t address, uint64_t tag)
 {
     const uint64_t differs = bucket->tags ^ tag * EACH;
     for (uint64_t same = (differs - EACH) & ~differs & TOP; same != 0; same &= same - 1) {
@@ -136,7 +137,7 @@ static void count_passed(struct bucket *bucket, int64_t change)
         bucket->tags += (uint64_t)change << PASSED_BITS;
 }
 
-static struct place search(const struct shard *shard, struct bucket *first, uint64_t address,
+INLINE struct place search(const struct shard *shard, struct bucket *first, uint64_t address,
                            uint64_t tag)
 {
     struct bucket *bucket = first;
@@ -151,7 +152,7 @@ static struct place search(const struct shard *shard, struct bucket *first, uint
 }
 
 /* Put the entry into the first bucket that has room, and let the full ones know. Needs room. */
-static void insert(const struct shard *shard, struct bucket *bucket, uint64_t tag,
+INLINE void insert(const struct shard *shard, struct bucket *bucket, uint64_t tag,
                    struct entry entry)
 {
     int index = find_empty(bucket);
@@ -164,7 +165,7 @@ static void insert(const struct shard *shard, struct bucket *bucket, uint64_t ta
     bucket->entry[index] = entry;
 }
 
-static void erase(struct shard *shard, struct bucket *first, struct place place)
+INLINE void erase(struct shard *shard, struct bucket *first, struct place place)
 {
     place.bucket->tags &= ~(UINT64_C(0xff) << place.index * 8);
     shard->count--;
@@ -217,7 +218,7 @@ SELDOM bool grow(struct shard *shard)
     return true;
 }
 
-static struct hami_pointer unpack(struct place place)
+INLINE struct hami_pointer unpack(struct place place)
 {
     const struct entry *entry = &place.bucket->entry[place.index];
     return (struct hami_pointer){

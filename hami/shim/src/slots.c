@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "attach.h"
+#include "testpoint.h"
 
 static void set_active(struct hami_usage *usage, int slot)
 {
@@ -63,21 +64,29 @@ bool hami_slot_reclaim(struct hami_region *region, int index, uint64_t token)
         return empty_anonymous(slot);
     if (!atomic_compare_exchange_strong(&slot->owner, &token, region->self.token))
         return false;
+    hami_test_point("reclaim.taken");
     empty(slot);
+    hami_test_point("reclaim.emptied");
     clear_active(region->usage, index);
+    hami_test_point("reclaim.inactive");
     atomic_store(&slot->owner, 0);
     return true;
 }
 
+/* Only active slots are charged. The others are not even looked at: their pages are many. */
 static int reclaim_if(struct hami_region *region,
                       bool (*is_dead)(uint64_t token, const struct hami_process *self))
 {
     int reclaimed = 0;
-    for (int index = 0; index < HAMI_SLOTS; index++) {
-        const struct hami_slot *slot = &region->usage->slots[index];
-        const uint64_t token = atomic_load(&slot->owner);
-        if (token != 0 && is_charged(slot) && is_dead(token, &region->self))
-            reclaimed += hami_slot_reclaim(region, index, token);
+    for (int word = 0; word < HAMI_SLOTS / 64; word++) {
+        uint64_t bits = atomic_load(&region->usage->active[word]);
+        for (; bits != 0; bits &= bits - 1) {
+            const int index = word * 64 + __builtin_ctzll(bits);
+            const struct hami_slot *slot = &region->usage->slots[index];
+            const uint64_t token = atomic_load(&slot->owner);
+            if (token != 0 && is_charged(slot) && is_dead(token, &region->self))
+                reclaimed += hami_slot_reclaim(region, index, token);
+        }
     }
     return reclaimed;
 }
@@ -112,11 +121,15 @@ void hami_slot_claim(struct hami_region *region)
         if (!take(region, index))
             continue;
         struct hami_slot *slot = &usage->slots[index];
+        hami_test_point("claim.taken");
         empty(slot);
+        hami_test_point("claim.emptied");
         atomic_store(&slot->pid, region->self.pid);
         atomic_store(&slot->pid_namespace, region->self.pid_namespace);
         atomic_store(&slot->start_ticks, region->self.start_ticks);
+        hami_test_point("claim.named");
         set_active(usage, index);
+        hami_test_point("claim.active");
         region->slot = index;
         return;
     }

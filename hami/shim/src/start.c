@@ -9,6 +9,7 @@
 #include "pointers.h"
 #include "pools.h"
 #include "shim.h"
+#include "testpoint.h"
 
 /* What pthread_atfork calls; asked of libc directly, for pthread_atfork itself would pull an old
  * glibc's libpthread into programs that have no threads. */
@@ -53,7 +54,9 @@ enum hami_attachment hami_start_now(void)
     if (!fork_handled)
         __register_atfork(NULL, NULL, after_fork_in_child, __dso_handle);
     fork_handled = true; /* afterwards: forked in between, the child registers it twice, not never */
+    hami_test_point("start.begun");
     const enum hami_attachment result = hami_region_attach(&hami_the_region);
+    hami_test_point("start.attached");
     hami_gate_attached(result);
     atomic_store(&hami_phase, (int)result);
     return result;

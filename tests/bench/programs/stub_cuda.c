@@ -1,13 +1,24 @@
-/* stub_cuda: a driver whose calls cost next to nothing, so that what remains is the shim. */
+/* stub_cuda: a driver whose calls cost next to nothing, so that what remains is the shim.
+ *
+ * It gives out again first what was freed last, as drivers do; with STUB_FRESH always new addresses.
+ */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
-static uint64_t next_address = 4096;
+#define FREED (1 << 20)
+
+static uint64_t next_address = UINT64_C(0x7f0000000000);
+static uint64_t freed[FREED];
+static unsigned freed_count;
+static bool fresh;
 static int context;
 
 int cuInit(unsigned flags)
 {
+    fresh = getenv("STUB_FRESH") != NULL;
     return (int)flags;
 }
 
@@ -54,6 +65,10 @@ int cuModuleGetFunction(void **function, void *module, const char *name)
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes)
 {
+    if (freed_count != 0) {
+        *address = freed[--freed_count];
+        return 0;
+    }
     *address = next_address;
     next_address += bytes;
     return 0;
@@ -61,6 +76,8 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes)
 
 int cuMemFree_v2(uint64_t address)
 {
+    if (!fresh && freed_count < FREED)
+        freed[freed_count++] = address;
     return address == 0;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "sim_cuda.h"
+#include "sim_timeline.h"
 
 #define DEPTH 32
 #define CONTEXTS 1024
@@ -43,7 +44,16 @@ CUresult sim_current(CUcontext *context)
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (!primary && !is_alive(*context))
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    return sim_check_gpu((*context)->gpu);
+    const CUresult result = sim_check_gpu((*context)->gpu);
+    return result == CUDA_SUCCESS ? sim_context_error(*context) : result;
+}
+
+CUresult sim_context_error(CUcontext context)
+{
+    const uint64_t tag = atomic_load(&context->crash_tag);
+    if (tag == 0 || !sim_timeline_reached(context->gpu, tag))
+        return CUDA_SUCCESS;
+    return atomic_load(&context->crash_error);
 }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
@@ -80,6 +90,7 @@ static CUresult drop_primary(CUdevice device, bool all)
         result = all ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
     } else if (all || --primary->references == 0) {
         sim_free_context_memory(primary);
+        atomic_store(&primary->crash_tag, 0);
         if (primary->references == 0) /* a reset keeps the references of its holders */
             sim_node_give((unsigned)gpu, sim_node()->context_bytes);
     }
@@ -170,7 +181,7 @@ CUresult cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device)
     pthread_mutex_lock(&contexts_lock);
     for (int i = 0; fresh != NULL && i < CONTEXTS && place < 0; i++)
         if (created[i] == NULL) {
-            *fresh = (struct sim_context){(unsigned)gpu, device, 1};
+            *fresh = (struct sim_context){.gpu = (unsigned)gpu, .ordinal = device, .references = 1};
             created[i] = fresh;
             place = i;
         }
@@ -200,6 +211,7 @@ CUresult cuCtxDestroy_v2(CUcontext context)
         depth--;
     sim_free_context_memory(context);
     sim_node_give(context->gpu, sim_node()->context_bytes);
+    free(context->legacy);
     free(context);
     return CUDA_SUCCESS;
 }

@@ -95,7 +95,9 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
 {
     CUcontext context;
     struct hami_pointer stale;
-    const CUresult result = sim_current(&context);
+    CUresult result = sim_current(&context);
+    if (result == CUDA_SUCCESS)
+        result = sim_check_unsafe_call();
     if (result != CUDA_SUCCESS)
         return result;
     if (address == NULL || bytes == 0)
@@ -158,7 +160,9 @@ CUresult cuMemFree_v2(CUdeviceptr address)
 {
     CUcontext context;
     struct hami_pointer pointer;
-    const CUresult result = sim_current(&context);
+    CUresult result = sim_current(&context);
+    if (result == CUDA_SUCCESS)
+        result = sim_check_unsafe_call();
     if (result != CUDA_SUCCESS || address == 0)
         return result;
     if (!hami_pointers_take(address, &pointer))
@@ -204,83 +208,12 @@ CUresult cuMemFreeHost(void *address)
     return CUDA_SUCCESS;
 }
 
-static bool on_device(uint64_t address, size_t bytes)
+bool sim_on_device(uint64_t address, uint64_t bytes)
 {
     return address >= arena_start && address < arena_next && bytes <= arena_next - address;
 }
 
-static CUresult copy(void *target, const void *source, size_t bytes, bool valid)
+void sim_memory_touched(void)
 {
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!valid)
-        return CUDA_ERROR_INVALID_VALUE;
     atomic_store(&touched, true);
-    memmove(target, source, bytes);
-    return CUDA_SUCCESS;
-}
-
-CUresult cuMemcpy(CUdeviceptr target, CUdeviceptr source, size_t bytes)
-{
-    return copy((void *)target, (const void *)source, bytes,
-                on_device(target, bytes) || on_device(source, bytes));
-}
-
-CUresult cuMemcpyHtoD_v2(CUdeviceptr target, const void *source, size_t bytes)
-{
-    return copy((void *)target, source, bytes, on_device(target, bytes));
-}
-
-CUresult cuMemcpyDtoH_v2(void *target, CUdeviceptr source, size_t bytes)
-{
-    return copy(target, (const void *)source, bytes, on_device(source, bytes));
-}
-
-CUresult cuMemcpyDtoD_v2(CUdeviceptr target, CUdeviceptr source, size_t bytes)
-{
-    return copy((void *)target, (const void *)source, bytes,
-                on_device(target, bytes) && on_device(source, bytes));
-}
-
-CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void *source, size_t bytes, CUstream stream)
-{
-    const CUresult result = cuStreamSynchronize(stream);
-    return result == CUDA_SUCCESS ? cuMemcpyHtoD_v2(target, source, bytes) : result;
-}
-
-CUresult cuMemcpyDtoHAsync_v2(void *target, CUdeviceptr source, size_t bytes, CUstream stream)
-{
-    const CUresult result = cuStreamSynchronize(stream);
-    return result == CUDA_SUCCESS ? cuMemcpyDtoH_v2(target, source, bytes) : result;
-}
-
-static CUresult fill(CUdeviceptr target, const void *value, size_t size, size_t count)
-{
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (count > SIZE_MAX / size || !on_device(target, count * size) || target % size != 0)
-        return CUDA_ERROR_INVALID_VALUE;
-    atomic_store(&touched, true);
-    for (size_t i = 0; i < count; i++)
-        memcpy((char *)target + i * size, value, size);
-    return CUDA_SUCCESS;
-}
-
-CUresult cuMemsetD8_v2(CUdeviceptr target, unsigned char value, size_t count)
-{
-    return fill(target, &value, sizeof value, count);
-}
-
-CUresult cuMemsetD16_v2(CUdeviceptr target, unsigned short value, size_t count)
-{
-    return fill(target, &value, sizeof value, count);
-}
-
-CUresult cuMemsetD32_v2(CUdeviceptr target, unsigned int value, size_t count)
-{
-    return fill(target, &value, sizeof value, count);
 }

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "sim_timeline.h"
 
 #define TRIES_BEFORE_DOUBT 20 /* then sleep between tries, and now and then look at the holder */
 #define WAIT_NS 50000
@@ -31,6 +32,7 @@ static void after_fork_in_child(void)
 {
     pthread_mutex_init(&local_lock, NULL);
     atomic_store(&own_entry, NULL);
+    self.pid = 0;
 }
 
 static struct sim_node *map_node(void)
@@ -78,10 +80,10 @@ static void sum_up(struct sim_node *node)
     }
 }
 
-static void lock(struct sim_node *node)
+void sim_node_lock(struct sim_node *node)
 {
     pthread_mutex_lock(&local_lock);
-    if (self.pid != (int32_t)getpid())
+    if (self.pid == 0)
         hami_process_identify(&self);
     for (int tries = 1;; tries++) {
         uint64_t holder = 0;
@@ -100,21 +102,32 @@ static void lock(struct sim_node *node)
     }
 }
 
-static void unlock(struct sim_node *node)
+void sim_node_unlock(struct sim_node *node)
 {
     atomic_store(&node->lock, 0);
     pthread_mutex_unlock(&local_lock);
+}
+
+bool sim_is_dead_locked(const struct sim_process *process)
+{
+    const uint64_t token = atomic_load(&process->token);
+    return token != 0 && hami_process_is_dead(token, &self);
+}
+
+void sim_forget_locked(struct sim_node *node, struct sim_process *process)
+{
+    sim_timeline_forget_locked(node, (unsigned)(process - node->processes));
+    for (unsigned gpu = 0; gpu < SIM_GPUS; gpu++)
+        process->rows[gpu] = (struct sim_row){0};
 }
 
 static void reap_locked(struct sim_node *node)
 {
     for (uint32_t i = 0; i < atomic_load(&node->process_high); i++) {
         struct sim_process *process = &node->processes[i];
-        const uint64_t token = atomic_load(&process->token);
-        if (token == 0 || !hami_process_is_dead(token, &self))
+        if (!sim_is_dead_locked(process))
             continue;
-        for (unsigned gpu = 0; gpu < SIM_GPUS; gpu++)
-            process->rows[gpu] = (struct sim_row){0};
+        sim_forget_locked(node, process);
         atomic_store(&process->pid, 0);
         atomic_store(&process->token, 0);
     }
@@ -126,9 +139,9 @@ void sim_node_reap(void)
     struct sim_node *node = sim_node();
     if (node == NULL)
         return;
-    lock(node);
+    sim_node_lock(node);
     reap_locked(node);
-    unlock(node);
+    sim_node_unlock(node);
 }
 
 /* An entry of our own from before an exec counts as free: exec ended its contexts. */
@@ -155,8 +168,7 @@ static struct sim_process *claim_locked(struct sim_node *node)
     }
     if (process != NULL) {
         atomic_store(&process->token, self.token);
-        for (unsigned gpu = 0; gpu < SIM_GPUS; gpu++)
-            process->rows[gpu] = (struct sim_row){0};
+        sim_forget_locked(node, process);
         atomic_store(&process->pid, self.pid);
     }
     return process;
@@ -168,13 +180,13 @@ struct sim_process *sim_process(void)
     struct sim_node *node = entry == NULL ? sim_node() : NULL;
     if (node == NULL)
         return entry;
-    lock(node);
+    sim_node_lock(node);
     entry = atomic_load(&own_entry);
     if (entry == NULL) {
         entry = claim_locked(node);
         atomic_store(&own_entry, entry);
     }
-    unlock(node);
+    sim_node_unlock(node);
     return entry;
 }
 
@@ -186,7 +198,7 @@ bool sim_node_take(unsigned gpu, uint64_t bytes)
     struct sim_node *node = sim_node();
     struct sim_gpu *device = &node->gpus[gpu];
     const uint64_t capacity = device->memory_bytes - device->reserved_bytes;
-    lock(node);
+    sim_node_lock(node);
     uint64_t used = atomic_load(&device->used_bytes) + bytes;
     if (used > capacity || (node->exact_peaks && used > atomic_load(&device->peak_bytes))) {
         reap_locked(node);
@@ -199,7 +211,7 @@ bool sim_node_take(unsigned gpu, uint64_t bytes)
         if (used > atomic_load(&device->peak_bytes))
             atomic_store(&device->peak_bytes, used);
     }
-    unlock(node);
+    sim_node_unlock(node);
     return fits;
 }
 
@@ -209,10 +221,10 @@ void sim_node_give(unsigned gpu, uint64_t bytes)
     struct sim_node *node = sim_node();
     if (process == NULL)
         return;
-    lock(node);
+    sim_node_lock(node);
     atomic_fetch_sub(&process->rows[gpu].bytes, bytes);
     atomic_fetch_sub(&node->gpus[gpu].used_bytes, bytes);
-    unlock(node);
+    sim_node_unlock(node);
 }
 
 uint64_t sim_now_ns(void)

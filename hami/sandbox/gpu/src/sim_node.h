@@ -11,10 +11,13 @@
 #include <stdint.h>
 
 #define SIM_MAGIC UINT64_C(0x31305553474d4948) /* "HIMGSU01" */
-#define SIM_VERSION 1
+#define SIM_VERSION 2
 #define SIM_GPUS 16
 #define SIM_PROCESSES 4096
 #define SIM_EVENTS 64
+#define SIM_SAMPLES 4   /* periods of utilisation that are kept */
+#define SIM_POINTS 4096 /* changes of a GPU's pace that are kept */
+#define SIM_WORDS (SIM_PROCESSES / 64)
 
 struct sim_gpu {
     char name[96];
@@ -33,11 +36,44 @@ struct sim_gpu {
     uint8_t reserved[272];
 };
 
+struct sim_sample { /* device time within one period */
+    uint64_t period; /* time / nvml_period_ns */
+    uint64_t busy_ns;
+};
+
 struct sim_row { /* one process on one GPU */
     _Atomic uint64_t bytes;
-    _Atomic uint64_t until_ns; /* CLOCK_MONOTONIC: when its queued kernels end */
-    _Atomic uint64_t busy_ns;  /* device time of all it ever queued */
-    uint64_t reserved;
+    _Atomic uint64_t busy_ns; /* device time of all it ever queued */
+    uint64_t finish_ns;       /* virtual time at which its queue is empty */
+    uint64_t sampled_ns;      /* device time that it had had when the last period ended */
+    struct sim_sample samples[SIM_SAMPLES];
+};
+
+/* A GPU's time (sim_timeline.c). Virtual time passes at 1/n of the pace while n processes have work. */
+struct sim_clock {
+    uint64_t time_ns; /* CLOCK_MONOTONIC */
+    uint64_t virtual_ns;
+    uint64_t busy_ns; /* device time given to anyone */
+    uint64_t sharers; /* since time_ns */
+};
+
+struct sim_point {
+    uint64_t time_ns;
+    uint64_t virtual_ns;
+};
+
+struct sim_timeline {
+    _Atomic uint32_t current; /* the clock that counts; the other is written first */
+    uint32_t reserved;
+    uint64_t period_end_ns; /* when the next sample is due */
+    uint64_t sampled_ns;    /* busy_ns when the last period ended */
+    uint64_t reaped_ns;     /* when someone last looked for the dead */
+    struct sim_clock clocks[2];
+    struct sim_sample samples[SIM_SAMPLES];
+    uint64_t active[SIM_WORDS];  /* a bit for each process that has work queued */
+    uint64_t touched[SIM_WORDS]; /* or had some in this period */
+    uint64_t point_count;        /* ever written */
+    struct sim_point points[SIM_POINTS];
 };
 
 struct sim_process {
@@ -68,18 +104,36 @@ struct sim_node {
     _Atomic uint32_t process_high; /* entries at and above it were never used */
     uint32_t exact_peaks; /* look for the dead before each new peak: costs time a process */
     _Atomic uint64_t last_event; /* sequence of the newest */
-    uint8_t reserved1[104];
+    int64_t realtime_offset_ns;  /* CLOCK_REALTIME less CLOCK_MONOTONIC */
+    uint64_t nvml_period_ns;     /* of utilisation samples */
+    uint64_t nvml_lag_ns;        /* from a period's end to the moment its sample is shown */
+    _Atomic uint64_t nvml_delay_ns; /* of each NVML call */
+    _Atomic uint32_t nvml_flags;    /* SIM_NVML_* */
+    uint32_t queue_depth;           /* launches that may be queued before one blocks */
+    _Atomic uint32_t faults_version; /* counts the changes of `faults` */
+    uint32_t reserved1;
+    uint8_t reserved2[56];
+    char faults[512]; /* as $HAMI_SIM_FAULTS, for all processes */
     struct sim_gpu gpus[SIM_GPUS];
     struct sim_event events[SIM_EVENTS]; /* event s is at s % SIM_EVENTS */
+    struct sim_timeline timelines[SIM_GPUS];
     struct sim_process processes[SIM_PROCESSES];
 };
 
 _Static_assert(sizeof(struct sim_gpu) == 512, "layout");
-_Static_assert(sizeof(struct sim_row) == 32, "layout");
-_Static_assert(sizeof(struct sim_process) == 528, "layout");
+_Static_assert(sizeof(struct sim_row) == 96, "layout");
+_Static_assert(sizeof(struct sim_process) == 16 + 96 * SIM_GPUS, "layout");
 _Static_assert(sizeof(struct sim_event) == 32, "layout");
-_Static_assert(sizeof(struct sim_node) == 256 + 512 * SIM_GPUS + 32 * SIM_EVENTS + 528 * SIM_PROCESSES,
+_Static_assert(sizeof(struct sim_timeline) == 168 + 16 * SIM_WORDS + 16 * SIM_POINTS, "layout");
+_Static_assert(sizeof(struct sim_node) == 768 + 512 * SIM_GPUS + 32 * SIM_EVENTS +
+                                              sizeof(struct sim_timeline) * SIM_GPUS +
+                                              sizeof(struct sim_process) * SIM_PROCESSES,
                "layout");
+
+enum {
+    SIM_NVML_NO_PROCESS_UTILIZATION = 1, /* it is not supported */
+    SIM_NVML_OWN_PIDS = 2,               /* lists of processes show pids of the caller's namespace */
+};
 
 /* Map the file of $HAMI_SIM_NODE once. NULL: not set, or not such a file. */
 struct sim_node *sim_node(void);
@@ -108,11 +162,14 @@ uint64_t sim_now_ns(void);
 /* Sleep until that time; returns at once if it is past. */
 void sim_sleep_until(uint64_t until_ns);
 
-/* Queue a kernel of that duration on the GPU; returns when it will end. Blocks while this process's
- * queue is full. */
-uint64_t sim_queue_kernel(unsigned gpu, uint64_t duration_ns);
+/* The node's lock, held for a few stores and never across a wait. */
+void sim_node_lock(struct sim_node *node);
+void sim_node_unlock(struct sim_node *node);
 
-/* Device time that the process has really had so far: queued, less what is still to run. */
-uint64_t sim_executed_ns(const struct sim_node *node, const struct sim_process *process, unsigned gpu);
+/* True if the process has ended; the node's lock is held. */
+bool sim_is_dead_locked(const struct sim_process *process);
+
+/* Forget what the entry held; the node's lock is held. */
+void sim_forget_locked(struct sim_node *node, struct sim_process *process);
 
 #endif

@@ -1,20 +1,11 @@
 /* sim_nvml_process.c: who runs on a device, and how busy they keep it. */
 #define _GNU_SOURCE
-#include <pthread.h>
+#include <stddef.h>
 
 #include "sim_nvml.h"
+#include "sim_timeline.h"
 
 #define NS_PER_US UINT64_C(1000)
-
-struct sample {
-    uint64_t token;
-    uint64_t time_ns;
-    uint64_t executed_ns;
-};
-
-static pthread_mutex_t samples_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct sample samples[SIM_GPUS][SIM_PROCESSES]; /* of this caller's previous look */
-static struct sample device_samples[SIM_GPUS];
 
 static bool runs_on(const struct sim_process *process, unsigned gpu)
 {
@@ -80,68 +71,91 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t dev
     return list(device, count, infos, emit_v2);
 }
 
-/* Percent of the time since the previous look that the device worked for this one. */
-static unsigned percent_since(struct sample *sample, uint64_t token, uint64_t executed_ns)
+/* The newest period whose sample may be seen. Brings the GPU's clock up to date: lock held. */
+static uint64_t last_period_locked(struct sim_node *node, unsigned gpu)
 {
+    sim_timeline_advance_locked(node, gpu);
     const uint64_t now = sim_now_ns();
-    const bool known = sample->token == token && token != 0;
-    const uint64_t elapsed = known ? now - sample->time_ns : 0;
-    const uint64_t worked =
-        known && executed_ns > sample->executed_ns ? executed_ns - sample->executed_ns : 0;
-    *sample = (struct sample){token, now, executed_ns};
-    const uint64_t percent = elapsed != 0 ? worked * 100 / elapsed : 0;
+    return now > node->nvml_lag_ns ? (now - node->nvml_lag_ns) / node->nvml_period_ns - 1 : 0;
+}
+
+static unsigned percent_of(const struct sim_node *node, const struct sim_sample *samples, uint64_t period)
+{
+    const struct sim_sample *sample = &samples[period % SIM_SAMPLES];
+    const uint64_t busy = sample->period == period ? sample->busy_ns : 0;
+    const uint64_t percent = (busy * 100 + node->nvml_period_ns / 2) / node->nvml_period_ns;
     return percent < 100 ? (unsigned)percent : 100;
+}
+
+/* Microseconds since 1970 at the end of a period. */
+static unsigned long long end_of(const struct sim_node *node, uint64_t period)
+{
+    return (unsigned long long)((int64_t)((period + 1) * node->nvml_period_ns) +
+                                node->realtime_offset_ns) /
+           NS_PER_US;
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates)
 {
     unsigned gpu = 0;
-    uint64_t executed = 0;
     const nvmlReturn_t result = sim_nvml_gpu(device, &gpu);
     if (result != NVML_SUCCESS)
         return result;
-    const struct sim_node *node = sim_node();
-    for (uint32_t i = 0; i < atomic_load(&node->process_high); i++)
-        executed += sim_executed_ns(node, &node->processes[i], gpu);
-    pthread_mutex_lock(&samples_lock);
-    *rates = (nvmlUtilization_t){.gpu = percent_since(&device_samples[gpu], 1, executed)};
-    pthread_mutex_unlock(&samples_lock);
+    if (rates == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    struct sim_node *node = sim_node();
+    sim_node_lock(node);
+    const uint64_t period = last_period_locked(node, gpu);
+    *rates = (nvmlUtilization_t){.gpu = percent_of(node, node->timelines[gpu].samples, period)};
+    sim_node_unlock(node);
     return NVML_SUCCESS;
 }
 
-/* One sample a process: its share since this caller's previous look at the device. */
+/* Samples of the newest period that the caller has not seen, one for each process that worked in
+ * it. Only the count, and INSUFFICIENT_SIZE, where there is no room for them. */
+static nvmlReturn_t sample_locked(struct sim_node *node, unsigned gpu, unsigned long long last_seen_us,
+                                  nvmlProcessUtilizationSample_t *target, unsigned int *count)
+{
+    const uint64_t period = last_period_locked(node, gpu);
+    const unsigned long long end = end_of(node, period);
+    unsigned found = 0;
+    if (end <= last_seen_us) {
+        *count = 0;
+        return NVML_ERROR_NOT_FOUND;
+    }
+    for (uint32_t i = 0; i < atomic_load(&node->process_high); i++) {
+        const struct sim_process *process = &node->processes[i];
+        const struct sim_sample *sample = &process->rows[gpu].samples[period % SIM_SAMPLES];
+        if (atomic_load(&process->token) == 0 || sample->period != period || sample->busy_ns == 0)
+            continue;
+        if (target != NULL && found < *count)
+            target[found] = (nvmlProcessUtilizationSample_t){
+                .pid = (unsigned)atomic_load(&process->pid),
+                .timeStamp = end,
+                .smUtil = percent_of(node, process->rows[gpu].samples, period)};
+        found++;
+    }
+    const bool fits = target != NULL && found <= *count;
+    *count = found;
+    return found == 0 ? NVML_ERROR_NOT_FOUND : fits ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+}
+
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
                                                         nvmlProcessUtilizationSample_t *utilization,
                                                         unsigned int *count,
                                                         unsigned long long last_seen_us)
 {
     unsigned gpu = 0;
-    unsigned found = 0;
     const nvmlReturn_t result = sim_nvml_gpu(device, &gpu);
-    (void)last_seen_us; /* every sample is new: it is made now */
     if (result != NVML_SUCCESS)
         return result;
     if (count == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
-    const struct sim_node *node = sim_node();
-    if (utilization == NULL) {
-        for (uint32_t i = 0; i < atomic_load(&node->process_high); i++)
-            found += runs_on(&node->processes[i], gpu);
-        *count = found;
-        return NVML_ERROR_INSUFFICIENT_SIZE;
-    }
-    pthread_mutex_lock(&samples_lock);
-    for (uint32_t i = 0; i < atomic_load(&node->process_high) && found < *count; i++) {
-        const struct sim_process *process = &node->processes[i];
-        if (!runs_on(process, gpu))
-            continue;
-        utilization[found++] = (nvmlProcessUtilizationSample_t){
-            .pid = (unsigned)atomic_load(&process->pid),
-            .timeStamp = sim_now_ns() / NS_PER_US,
-            .smUtil = percent_since(&samples[gpu][i], atomic_load(&process->token),
-                                    sim_executed_ns(node, process, gpu))};
-    }
-    pthread_mutex_unlock(&samples_lock);
-    *count = found;
-    return found != 0 ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+    struct sim_node *node = sim_node();
+    if ((atomic_load(&node->nvml_flags) & SIM_NVML_NO_PROCESS_UTILIZATION) != 0)
+        return NVML_ERROR_NOT_SUPPORTED;
+    sim_node_lock(node);
+    const nvmlReturn_t outcome = sample_locked(node, gpu, last_seen_us, utilization, count);
+    sim_node_unlock(node);
+    return outcome;
 }

@@ -1,0 +1,55 @@
+"""Functions of the driver that look as if they mattered to limits, and why they are not hooked."""
+
+from __future__ import annotations
+
+NOT_HOOKED = {
+    "cuDestroyExternalSemaphore": "a semaphore takes no device memory",
+    "cuDeviceGetGraphMemAttribute": "tells what graphs of this process hold, and rightly",
+    "cuGraphAddMemcpyNode": "runs when the graph is launched",
+    "cuGraphAddMemsetNode": "runs when the graph is launched",
+    "cuGraphAddMemAllocNode": "takes memory when the graph is launched",
+    "cuGraphAddMemFreeNode": "frees memory when the graph is launched",
+    "cuGreenCtxStreamCreate": "a stream takes no memory worth a limit",
+    "cuImportExternalSemaphore": "a semaphore takes no device memory",
+    "cuIpcOpenEventHandle": "an event takes no device memory",
+    "cuLaunchHostFunc": "runs on the host",
+    "cuMemAllocHost": "host memory is not limited",
+    "cuMemFreeHost": "host memory is not limited",
+    "cuMemGetAllocationGranularity": "a question",
+    "cuMemGetAllocationPropertiesFromHandle": "a question",
+    "cuMemHostAlloc": "host memory is not limited",
+    "cuMemMapArrayAsync": "maps what cuMemCreate took",
+    "cuMemPoolExportPointer": "names what this process has been charged for",
+    "cuMemPoolExportToShareableHandle": "names what this process has been charged for",
+    "cuMemPoolGetAccess": "a question",
+    "cuMemPoolGetAttribute": "a question",
+    "cuMemPoolImportFromShareableHandle": "the memory is charged to the process that took it",
+    "cuMemPoolImportPointer": "the memory is charged to the process that took it",
+    "cuMemPoolSetAccess": "takes no memory",
+    "cuMulticastAddDevice": "takes no memory",
+    "cuMulticastGetGranularity": "a question",
+    "cuStreamBeginCaptureToCig": "records for a graphics queue, which is not the driver API's",
+    "cuStreamEndCaptureToCig": "records for a graphics queue, which is not the driver API's",
+}
+
+MEASURED = {
+    *("cuArray3DCreate", "cuArrayCreate", "cuArrayDestroy", "cuCtxCreate"),
+    *("cuMipmappedArrayCreate", "cuMipmappedArrayDestroy", "cuDevicePrimaryCtxRetain"),
+    *("cuDestroyExternalMemory", "cuImportExternalMemory", "cuExternalMemoryGetMappedBuffer"),
+    *("cuExternalMemoryGetMappedMipmappedArray", "cuIpcOpenMemHandle", "cuIpcCloseMemHandle"),
+    *("cuLibraryLoadData", "cuLibraryLoadFromFile", "cuLibraryUnload"),
+    *("cuModuleLoad", "cuModuleLoadData", "cuModuleLoadDataEx", "cuModuleLoadFatBinary"),
+    *("cuModuleUnload", "cuMemHostRegister", "cuMemHostUnregister"),
+    *("cuMemCreate", "cuMemRelease", "cuMemMap", "cuMemUnmap", "cuMemRetainAllocationHandle"),
+    "cuMemImportFromShareableHandle",
+    *("cuMulticastBindAddr", "cuMulticastBindMem", "cuMulticastCreate", "cuMulticastUnbind"),
+    *("cuMemAllocAsync", "cuMemAllocFromPoolAsync", "cuMemFreeAsync", "cuMemPoolCreate"),
+    *("cuMemPoolDestroy", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuDeviceGraphMemTrim"),
+    *("cuGraphExecDestroy", "cuGraphExecUpdate", "cuGraphInstantiate", "cuGraphLaunch"),
+    *("cuGraphInstantiateWithFlags", "cuGraphInstantiateWithParams"),
+    *("cuLaunch", "cuLaunchCooperativeKernel", "cuLaunchCooperativeKernelMultiDevice"),
+    *("cuLaunchGrid", "cuLaunchGridAsync", "cuLaunchKernel", "cuLaunchKernelEx"),
+    *("cuCtxFromGreenCtx", "cuGreenCtxCreate", "cuGreenCtxDestroy"),
+    *("cuStreamBeginCapture", "cuStreamBeginCaptureToGraph", "cuStreamEndCapture"),
+}
+"""Where no hook sees them the node agent does: as untracked memory, or as time of the device."""
