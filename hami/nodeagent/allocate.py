@@ -86,8 +86,6 @@ class Limits:
     """Where a device is contended; 0: the usual one."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
-    weight: int = 0
-    """Where a device is contended; 0: the usual one."""
 
 
 def grant(
@@ -137,7 +135,6 @@ def limits(
         policy=policy,
         weight=weight,
         fail_open=agent.fail_open,
-        weight=weight,
     )
 
 
