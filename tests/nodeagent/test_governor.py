@@ -187,8 +187,9 @@ async def test_memory_that_no_hook_saw_counts(tmp_path: Path) -> None:
 
 async def test_memory_far_beyond_what_hooks_saw_is_told(tmp_path: Path) -> None:
     driver = ScriptedDriver()
-    settings = {"governor_memory_seconds": 0.01, "untracked_limit": 50}
-    async with governed(tmp_path, driver=driver, **settings) as bench:
+    async with governed(
+        tmp_path, driver=driver, governor_memory_seconds=0.01, untracked_limit=50
+    ) as bench:
         container = bench.container()
         pid = container.start(mode="memory", size=10 * MIB)
         driver.readings = {
