@@ -293,6 +293,20 @@ def test_forked_child_takes_from_the_grant_under_its_own_name(
     assert client.ask("launch", 50) == (0,)
 
 
+def test_destroyed_context_takes_its_events_along(
+    machine: Machine, container: Container, control: ControlFile, start_pacer: Start
+) -> None:
+    client = start_pacer(1000)
+    pacing.pace(control, 80 * PERCENT)
+
+    for _ in range(5):
+        assert client.ask("queue", 10) == (0,)
+        assert client.ask("reset", 0) == (0,)
+        assert client.ask("launch", 10) == (0,)
+
+    assert pacing.spent_ns(container.directory) >= 0.7 * busy_ns(machine)
+
+
 def test_each_device_has_a_grant_of_its_own(machine: Machine, start_pacer: Start) -> None:
     pair = machine.container(None, None, name="pair")
     free, held = start_pacer(1000, pair, 0), start_pacer(1000, pair, 1)
