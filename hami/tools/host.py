@@ -1,4 +1,4 @@
-"""Commands of this host, without Kubernetes: ``hami run`` and ``hami region dump``.
+"""Commands of this host, without Kubernetes: ``hami run``, ``hami top``, ``hami region dump``.
 
 Each imports its part lazily.
 """
@@ -109,3 +109,34 @@ def run(
         ),
         os.environ,
     )
+
+
+def top(
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    host_dir: Annotated[
+        Path, typer.Option(help="The node agent's directory.", metavar="DIR")
+    ] = Path("/usr/local/vgpu"),
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show devices, containers and processes of this host, until Ctrl-C.
+
+    As JSON: one document with --once, else one a line.
+    """
+    import anyio
+
+    from hami.tools import top as looking
+
+    async def show() -> None:
+        await looking.show(
+            host_dir, os.environ, interval_seconds=interval, once=once, output=output
+        )
+
+    try:
+        anyio.run(show)
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # whoever read it has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,9 @@
 #ifndef SIM_TYPES_H
 #define SIM_TYPES_H
 
+typedef struct {
+    char reserved[64];
+} CUipcMemHandle;
 typedef void (*CUhostFn)(void *argument);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *argument);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
