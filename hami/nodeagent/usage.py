@@ -138,8 +138,8 @@ class SampleWindows:
         if not fresh:
             return self._idle(device, monotonic_ns)
         news_us = max(sample.time_us for sample in fresh)
-        if device.newest_us and news_us - device.newest_us >= _PERIOD_MIN_US:
-            device.gaps_us.append(news_us - device.newest_us)
+        if device.newest_us:
+            device.gaps_us.append(max(news_us - device.newest_us, _PERIOD_MIN_US))
         known, device.newest_us, device.heard_ns = device.newest_us != 0, news_us, monotonic_ns
         end_ns = _on_our_clock(news_us * US, monotonic_ns, realtime_ns)
         start_ns, device.end_ns = device.end_ns, max(end_ns, device.end_ns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def test_every_period_is_a_window(epoch: bool) -> None:
         assert window.end_ns - window.start_ns == PERIOD * MS
         assert (window.end_ns - BOOT) % (PERIOD * MS) == 0
         assert dict(window.busy_ns) == {7: 0.25 * PERIOD * MS, 8: 0.5 * PERIOD * MS}
-    assert all(a.end_ns == b.start_ns for a, b in zip(met, met[1:], strict=False))
+    assert all(a.end_ns == b.start_ns for a, b in itertools.pairwise(met))
 
 
 def test_nobody_worked_in_a_period_without_a_word() -> None:
