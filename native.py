@@ -69,7 +69,7 @@ def every(directory: Path, pattern: str, *, but: str = "") -> list[Path]:
 NVML_ONLY = "sim_nvml.c sim_nvml_event.c sim_nvml_process.c"
 LIBRARY_OF_THE_SHIM = Target(
     "hami/shim/lib/libvgpu.so",
-    [*every(SHIM, "*.c", but="layout.c reclaim_main.c"), SHIM / "dlsym.S"],
+    [*every(SHIM, "*.c", but="layout.c reclaim_main.c"), SHIM / "dlsym.S", SHIM / "launch.S"],
     [f"-I{GENERATED}", *SHARED, "-Wl,-soname,libvgpu.so", f"-Wl,--version-script={EXPORTS}"],
     [EXPORTS, *NAMES],
 )

@@ -108,7 +108,7 @@ def test_kernel_that_has_become_longer_is_learnt_anew(clockwork: Clockwork) -> N
 
     clockwork.launch(0, 2000)
 
-    assert clockwork.spent_ns - before >= 0.95 * 2000 * 5 * MS
+    assert clockwork.spent_ns - before >= 0.9 * 2000 * 5 * MS
 
 
 def test_kernel_that_has_become_shorter_is_learnt_anew(clockwork: Clockwork) -> None:

@@ -321,14 +321,35 @@ def test_program_without_a_driver_is_not_disturbed(
     program = compile_program("bystander")
     environment = {"PATH": os.environ["PATH"], "HAMI_REGION_DIR": str(tmp_path / "region")}
 
-    def tell(**more: str) -> tuple[str, str]:
+    def tell(**more: str) -> list[str]:
         done = subprocess.run(
             [program], env={**environment, **more}, capture_output=True, text=True, check=True
         )
-        return done.stdout, done.stderr
+        assert done.stderr == ""
+        return done.stdout.splitlines()
 
-    assert tell(LD_PRELOAD=str(SHIM)) == tell()
+    with_shim = tell(LD_PRELOAD=str(SHIM))
+
+    assert [line for line in with_shim if line != f"mapped: {SHIM}"] == tell()
+    assert f"mapped: {SHIM}" in with_shim
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("order", ["allocator first", "shim first"])
+def test_allocator_that_looks_symbols_up_as_it_starts_works_with_the_shim(
+    container: Container, machine: Machine, compile_program: Compile, order: str
+) -> None:
+    allocator = compile_program("allocator", *SHARED, output="liballocator.so")
+    libraries = [str(allocator), str(SHIM)]
+    preload = ":".join(libraries if order == "allocator first" else reversed(libraries))
+    program = compile_program("linked", str(machine.libraries / "libcuda.so.1"))
+    forker = compile_program("forker", "-pthread")
+
+    limited = container.run(program, str(LIMIT + 1), env={"LD_PRELOAD": preload})
+    forking = container.run(forker, "10", env={"LD_PRELOAD": preload})
+
+    assert limited.stdout.split() == [str(LIMIT), str(OUT_OF_MEMORY)]
+    assert (forking.stdout, forking.stderr) == ("10 children\n", "")
 
 
 def test_program_with_its_own_walk_over_the_loaded_objects_still_runs(

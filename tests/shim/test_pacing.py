@@ -26,8 +26,6 @@ Start = Callable[..., Client]
 PERCENT = SECOND // 100
 CRAWL = SECOND // 1000
 """The least rate there is."""
-NAPS = 8
-"""So often has gone to sleep who waits at the gate; one that waits for orders does not."""
 
 
 @pytest.fixture
@@ -64,13 +62,6 @@ def busy_ns(machine: Machine, gpu: int = 0) -> int:
     return sum(process.busy_ns for process in node.read_processes(machine.state, gpu))
 
 
-def wait_until_held(client: Client) -> None:
-    """It stands at the gate: it goes to sleep again and again, and has not answered."""
-    pid = client.process.pid
-    before = pacing.naps(pid)
-    wait_for(lambda: pacing.naps(pid) >= before + NAPS, "the launch is held at the gate")
-
-
 @pytest.mark.parametrize(
     ("percent", "microseconds", "launches"),
     [(10, 5, 8000), (10, 500, 200), (25, 50_000, 6), (50, 20, 20_000), (90, 1000, 600)],
@@ -94,7 +85,8 @@ def test_share_is_kept(
     assert busy == launches * microseconds * 1000
     unknown = 2 * microseconds * 1000
     assert busy <= granted + 2 * BURST_NS + PIECE_NS + unknown
-    assert abs(spent - busy) <= 0.03 * busy + PIECE_NS + unknown
+    tolerance = 0.03 if microseconds >= 100 else 0.1  # of what ends while the host still works
+    assert abs(spent - busy) <= tolerance * busy + PIECE_NS + unknown
 
 
 def test_threads_and_processes_share_one_grant(
@@ -143,7 +135,7 @@ def test_waiter_feels_a_new_rate_at_once(control: ControlFile, start_pacer: Star
     assert client.ask("launch", 3) == (0,)
     pacing.pace(control, CRAWL)
     client.tell("launch", 3)  # five minutes at this rate
-    wait_until_held(client)
+    pacing.wait_until_held(client)
 
     pacing.pace(control, 90 * PERCENT)
 
@@ -158,7 +150,7 @@ def test_waiter_goes_on_when_the_limit_is_lifted(
     assert client.ask("launch", 3) == (0,)
     pacing.pace(control, CRAWL)
     client.tell("launch", 5)
-    wait_until_held(client)
+    pacing.wait_until_held(client)
     spent = pacing.spent_ns(container.directory)
 
     control.set_core_mode(0, CoreMode.OFF)
@@ -179,7 +171,7 @@ def test_blocked_launches_wait_until_they_are_paced_again(
     control.beat(time.monotonic_ns() + 3600 * SECOND)  # an agent that lives on
 
     client.tell("launch", 20)
-    wait_until_held(client)
+    pacing.wait_until_held(client)
     assert busy_ns(machine) == busy
 
     control.set_core_mode(0, CoreMode.LIMIT)
@@ -208,7 +200,7 @@ def test_suspended_container_waits_for_ever_and_resumes(
     control.set_core_mode(0, CoreMode.SUSPEND)
 
     client.tell("launch", 1)
-    wait_until_held(client)
+    pacing.wait_until_held(client)
     assert busy_ns(machine) == 0
 
     control.set_core_mode(0, CoreMode.OFF)
@@ -234,7 +226,7 @@ def test_scribbled_bucket_does_not_hold_a_program_for_ever(
     pacing.pace(control, CRAWL)
     pacing.scribble_bucket(container.directory, debited)
     client.tell("launch", 5)
-    wait_until_held(client)
+    pacing.wait_until_held(client)
 
     assert (
         pacing.read_bucket(container.directory)
@@ -253,9 +245,9 @@ def test_killed_waiter_holds_up_nobody(
         assert client.ask("launch", 3) == (0,)
     pacing.pace(control, CRAWL)
     doomed.tell("launch", 5)
-    wait_until_held(doomed)
+    pacing.wait_until_held(doomed)
     heir.tell("launch", 5)
-    wait_until_held(heir)
+    pacing.wait_until_held(heir)
 
     doomed.process.kill()
     pacing.pace(control, 50 * PERCENT)
@@ -289,7 +281,7 @@ def test_each_device_has_a_grant_of_its_own(machine: Machine, start_pacer: Start
     with ControlFile(pair.directory) as control:
         pacing.pace(control, CRAWL, device=1)
         held.tell("launch", 50)
-        wait_until_held(held)
+        pacing.wait_until_held(held)
 
         assert free.ask("launch", 50) == (0,)
 

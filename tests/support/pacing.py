@@ -9,6 +9,7 @@ from pathlib import Path
 from hami.nodeagent import region
 from hami.nodeagent.controlfile import ControlFile
 from hami.nodeagent.region_layout import Bucket, Usage
+from tests.support.gpu import Client, wait_for
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -17,6 +18,8 @@ PIECE_NS = MS
 """The most that a thread takes in advance."""
 PLENTY = 2**40 - 1
 """A rate at which nobody ever waits."""
+NAPS = 8
+"""So often has gone to sleep who waits at the gate; one that waits for orders does not."""
 
 
 def pace(control: ControlFile, rate: int, *, burst_ns: int = BURST_NS, device: int = 0) -> None:
@@ -68,3 +71,10 @@ def naps(pid: int) -> int:
             if line.startswith("voluntary_ctxt_switches"):
                 total += int(line.split()[1])
     return total
+
+
+def wait_until_held(client: Client) -> None:
+    """Until it stands at the gate: it goes to sleep again and again."""
+    pid = client.process.pid
+    before = naps(pid)
+    wait_for(lambda: naps(pid) >= before + NAPS, "the launch is held at the gate")

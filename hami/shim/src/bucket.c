@@ -95,10 +95,11 @@ enum hami_core_mode hami_bucket_mode(const struct hami_region *region, unsigned 
 
 /* As much as is granted in 5 ms, within bounds: few additions at a high rate, and at a low one no
  * thread sits on what others wait for. */
-static uint64_t piece_of(uint64_t rate, uint64_t need_ns)
+static uint64_t piece_of(uint64_t rate, uint64_t need_ns, uint64_t most_ns)
 {
     uint64_t piece = scale(rate, PIECE_SPAN_NS, SECOND_NS);
     piece = piece < PIECE_MIN_NS ? PIECE_MIN_NS : piece > PIECE_MAX_NS ? PIECE_MAX_NS : piece;
+    piece = piece < most_ns ? piece : most_ns;
     return need_ns > piece ? need_ns : piece;
 }
 
@@ -122,6 +123,7 @@ static void lower_to(_Atomic uint64_t *debited, uint64_t ceiling)
 struct turn {
     struct hami_region *region;
     unsigned device;
+    uint64_t need_ns, most_ns;
     uint64_t piece;
     uint64_t ticket; /* 0: none was drawn yet */
 };
@@ -140,7 +142,7 @@ static void draw(struct turn *turn, uint64_t granted, uint64_t burst, uint64_t c
 }
 
 /* Nanoseconds until the ticket is good as things are now; 0: it is. Draws it if need be. */
-static uint64_t missing(struct turn *turn, uint64_t need_ns)
+static uint64_t missing(struct turn *turn)
 {
     const struct hami_device_control *control = &turn->region->control->devices[turn->device];
     const struct line line = read_line(control);
@@ -148,7 +150,7 @@ static uint64_t missing(struct turn *turn, uint64_t need_ns)
     const uint64_t granted = granted_at(&line, hami_bucket_now_ns());
     const uint64_t reach = add(granted, burst);
     if (turn->ticket == 0)
-        turn->piece = piece_of(line.rate, need_ns);
+        turn->piece = piece_of(line.rate, turn->need_ns, turn->most_ns);
     const uint64_t of_grant = scale(line.rate, BACKLOG_SECONDS, 1);
     const uint64_t of_pieces = turn->piece * BACKLOG_PIECES;
     const uint64_t ceiling = add(reach, of_grant > of_pieces ? of_grant : of_pieces);
@@ -178,7 +180,7 @@ static void give_back(struct turn *turn)
 }
 
 /* Until the ticket is good. The limit may be lifted, or the container be held, at any time. */
-static void wait_for_turn(struct turn *turn, uint64_t need_ns)
+static void wait_for_turn(struct turn *turn)
 {
     for (;;) {
         const enum hami_core_mode mode = hami_bucket_mode(turn->region, turn->device);
@@ -188,7 +190,7 @@ static void wait_for_turn(struct turn *turn, uint64_t need_ns)
             return;
         }
         if (mode == HAMI_CORE_LIMIT)
-            left = missing(turn, need_ns);
+            left = missing(turn);
         if (left == 0)
             return;
         hami_bucket_nap(left);
@@ -200,14 +202,14 @@ static struct hami_usage_row *row_of(struct hami_region *region, unsigned device
     return &region->usage->slots[region->slot].rows[device];
 }
 
-uint64_t hami_bucket_take(struct hami_region *region, unsigned device, uint64_t need_ns)
+uint64_t hami_bucket_take(struct hami_region *region, unsigned device, uint64_t need_ns, uint64_t most_ns)
 {
-    struct turn turn = {.region = region, .device = device};
-    const uint64_t need = need_ns < HAMI_COST_MAX_NS ? need_ns : HAMI_COST_MAX_NS;
+    struct turn turn = {.region = region, .device = device, .most_ns = most_ns};
+    turn.need_ns = need_ns < HAMI_COST_MAX_NS ? need_ns : HAMI_COST_MAX_NS;
     struct hami_usage_row *row = row_of(region, device);
-    if (hami_bucket_mode(region, device) != HAMI_CORE_LIMIT || missing(&turn, need) != 0) {
+    if (hami_bucket_mode(region, device) != HAMI_CORE_LIMIT || missing(&turn) != 0) {
         const uint64_t start = hami_bucket_now_ns();
-        wait_for_turn(&turn, need);
+        wait_for_turn(&turn);
         atomic_fetch_add_explicit(&row->waited_ns, hami_bucket_now_ns() - start, memory_order_relaxed);
     }
     atomic_fetch_add_explicit(&row->spent_ns, turn.piece, memory_order_relaxed);

@@ -1,6 +1,6 @@
 /* bucket.h: the computing-time policy. Knows the region, no driver and no CUDA type.
  *
- *     credit = hami_bucket_take(&region, device, need);   waits until that much was granted
+ *     credit = hami_bucket_take(&region, device, need, most);   waits until that much was granted
  *     ... work worth `need` is submitted, the rest of the credit pays for what comes next ...
  *     hami_bucket_settle(&region, device, measured - charged);
  *
@@ -25,10 +25,10 @@ enum hami_core_mode hami_bucket_mode(const struct hami_region *region, unsigned 
 /* Device time granted to the container up to that moment. */
 uint64_t hami_bucket_granted(const struct hami_region *region, unsigned device, uint64_t now_ns);
 
-/* Take device time: `need_ns`, or a whole piece if that is more. Returns how much, once it has been
- * granted; 0 if the limit was lifted meanwhile: nothing is taken then, and nothing needs to be paid.
- * Waits while the device is blocked or suspended. Holds no lock. */
-uint64_t hami_bucket_take(struct hami_region *region, unsigned device, uint64_t need_ns);
+/* Take device time: `need_ns`, or a whole piece if that is more but not more than `most_ns`. Returns how
+ * much, once it has been granted; 0 if the limit was lifted meanwhile: nothing is taken then, and nothing
+ * needs to be paid. Waits while the device is blocked or suspended. Holds no lock. */
+uint64_t hami_bucket_take(struct hami_region *region, unsigned device, uint64_t need_ns, uint64_t most_ns);
 
 /* Work that was paid for took so much more device time (or less, if negative). Never waits. */
 void hami_bucket_settle(struct hami_region *region, unsigned device, int64_t more_ns);

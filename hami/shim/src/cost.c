@@ -12,7 +12,8 @@
 
 #define FIRST_TIMES 3 /* measurements of each entry before it is settled */
 #define SURPRISES 3   /* in a row make a change */
-#define TIMING_NS UINT64_C(5000000) /* submitted between two measurements of what is launched seldom */
+#define TIMING_NS UINT64_C(5000000) /* submitted between two measurements of an entry, ... */
+#define TIMING_LAUNCHES 96 /* ... or that many of it, if they are less */
 #define NEIGHBOURS 4  /* size classes up and down that a first estimate is taken from */
 
 struct hami_cost hami_costs[HAMI_COST_ENTRIES];
@@ -94,7 +95,9 @@ bool hami_cost_is_unknown(const struct hami_cost *cost)
 
 bool hami_cost_wants_timing(const struct hami_cost *cost, uint64_t submitted_ns)
 {
-    return load(&cost->settled_ns) == 0 || submitted_ns - load(&cost->timed_at_ns) >= TIMING_NS;
+    const uint64_t estimate = load(&cost->settled_ns);
+    const uint64_t spacing = estimate * TIMING_LAUNCHES < TIMING_NS ? estimate * TIMING_LAUNCHES : TIMING_NS;
+    return estimate == 0 || submitted_ns - load(&cost->timed_at_ns) >= spacing;
 }
 
 static void set_estimate(struct hami_cost *cost, uint64_t estimate, bool settled)

@@ -67,13 +67,6 @@ static inline struct hami_cost *hami_cost_look(uint64_t key)
     return NULL;
 }
 
-/* The estimate if it is settled, else 0. */
-static inline uint64_t hami_cost_settled(uint64_t key)
-{
-    const struct hami_cost *cost = hami_cost_look(key);
-    return cost != NULL ? atomic_load_explicit(&cost->settled_ns, memory_order_relaxed) : 0;
-}
-
 /* The entry of a launch, made if there is none: an old one gives way where there is no room. A new
  * one begins with what is known of the nearest other size. */
 struct hami_cost *hami_cost_enter(const void *handle, unsigned size_class, unsigned device);
@@ -84,8 +77,13 @@ uint64_t hami_cost_ns(const struct hami_cost *cost);
 /* Neither measured nor like anything that was. */
 bool hami_cost_is_unknown(const struct hami_cost *cost);
 
-/* True if the next launch should be timed though it is not its turn. `submitted_ns` is what the
- * process has submitted so far. */
+/* Measured, if at all, too seldom to go by. */
+static inline bool hami_cost_is_unsettled(const struct hami_cost *cost)
+{
+    return atomic_load_explicit(&cost->settled_ns, memory_order_relaxed) == 0;
+}
+
+/* True if it is time to time a launch. `submitted_ns` is what the process has submitted so far. */
 bool hami_cost_wants_timing(const struct hami_cost *cost, uint64_t submitted_ns);
 
 /* Learn from a timed launch; returns the device time that it is to be paid for. */

@@ -1,32 +1,37 @@
 /* gate.c: the slow half of the gate: new pulses, refills of credit, launches that are timed. */
 #include "gate.h"
 
-#include <string.h>
 #include <time.h>
 
 #include "bucket.h"
 #include "hooks.h"
 #include "shim.h"
 
-#define TIMED_EVERY 32 /* launches, and up to twice as many more, so that no pattern hides a kernel */
+#define LONG_NS UINT64_C(200000) /* a kernel whose time does not depend on what the host does meanwhile */
+#define LAUNCHES_A_REFILL 96 /* and up to 31 more */
 #define MASK ((UINT64_C(1) << HAMI_DEVICES) - 1)
 
 static const _Atomic uint64_t no_limits = 0;
 static const _Atomic uint64_t not_started = UINT64_MAX;
 
 const _Atomic uint64_t *_Atomic hami_pulse = &not_started;
-_Thread_local struct hami_thread hami_thread __attribute__((tls_model("initial-exec")));
+#define NOTHING ((const void *)UINTPTR_MAX) /* no handle */
+
+_Thread_local struct hami_thread hami_thread __attribute__((tls_model("initial-exec"))) = {.handle = NOTHING};
 static _Atomic bool single; /* control lists one device: no need to ask which */
 
-/* The device that the thread's current context is on. */
-static int current_device(void)
+static __attribute__((noinline)) int ask_for_device(void)
 {
     CUdevice ordinal = 0;
-    if (atomic_load_explicit(&single, memory_order_relaxed))
-        return 0;
     if (HAMI_CUDA(cuCtxGetDevice, &ordinal) != CUDA_SUCCESS)
         return HAMI_UNLISTED;
     return hami_device_of_ordinal(ordinal);
+}
+
+/* The device that the thread's current context is on. */
+static inline int current_device(void)
+{
+    return atomic_load_explicit(&single, memory_order_relaxed) ? 0 : ask_for_device();
 }
 
 static bool is_limited(uint64_t pulse, int device)
@@ -34,22 +39,31 @@ static bool is_limited(uint64_t pulse, int device)
     return device != HAMI_UNLISTED && (pulse >> device & 1) != 0;
 }
 
-bool hami_gate_pays(const void *handle, unsigned size_class)
+static unsigned class_of(uint64_t threads)
+{
+    return threads == HAMI_GRAPH ? HAMI_COST_GRAPH : hami_cost_class(threads);
+}
+
+bool hami_gate_pays_for(const void *handle, uint64_t threads)
 {
     struct hami_thread *thread = &hami_thread;
-    const uint64_t pulse = atomic_load_explicit(
-        atomic_load_explicit(&hami_pulse, memory_order_relaxed), memory_order_relaxed);
-    if (pulse != thread->paced_pulse || hami_capture_is_active())
-        return false;
     const int device = current_device();
-    if (!is_limited(pulse, device))
+    if (!is_limited(thread->paced_pulse, device))
         return true;
-    const uint64_t cost = hami_cost_settled(hami_cost_key(handle, size_class, (unsigned)device));
-    uint64_t *credit = &thread->credit_ns[device];
-    if (cost == 0 || cost > *credit || thread->countdown == 0)
+    if (thread->time_next)
         return false;
-    thread->countdown--;
-    *credit -= cost;
+    struct hami_cost *cost = hami_cost_look(hami_cost_key(handle, class_of(threads), (unsigned)device));
+    if (cost == NULL)
+        return false;
+    if (atomic_load_explicit(&single, memory_order_relaxed)) {
+        thread->handle = handle;
+        thread->threads = threads;
+        thread->cost = cost;
+    }
+    const uint64_t ns = atomic_load_explicit(&cost->settled_ns, memory_order_relaxed);
+    if (ns == 0 || ns > thread->credit_ns[device])
+        return false;
+    thread->credit_ns[device] -= ns;
     return true;
 }
 
@@ -88,18 +102,21 @@ static uint64_t take_pulse(void)
     return pulse & MASK;
 }
 
-/* True once the thread has paid; false if the limit was lifted meanwhile. */
+/* True once the thread has paid; false if the limit was lifted meanwhile. It takes no more than some
+ * hundred launches' worth: only a refill can time one, and an estimate that is far too low ends there. Not
+ * always as many, for then one of two kernels in turn would never be the one that refills. */
 static bool pay(unsigned device, uint64_t cost)
 {
     uint64_t *credit = &hami_thread.credit_ns[device];
     const bool held = hami_bucket_mode(hami_region(), device) != HAMI_CORE_LIMIT;
-    if (held || *credit < cost) {
-        const uint64_t had = held ? 0 : *credit;
-        const uint64_t taken = hami_bucket_take(hami_region(), device, cost - had);
-        if (taken == 0) {
-            *credit = 0;
+    const uint64_t had = held ? 0 : *credit;
+    if (held || had < cost) {
+        const uint64_t jitter = hami_samples_submitted_ns(device) * UINT64_C(0x9e3779b97f4a7c15) >> 59;
+        const uint64_t taken =
+            hami_bucket_take(hami_region(), device, cost - had, cost * (LAUNCHES_A_REFILL + jitter));
+        *credit = 0;
+        if (taken == 0)
             return false;
-        }
         hami_samples_submit(device, taken);
         *credit = had + taken;
     }
@@ -107,29 +124,31 @@ static bool pay(unsigned device, uint64_t cost)
     return true;
 }
 
-static bool is_time_to_measure(const struct hami_work *work)
+/* After a wait the stream is idle, and what the host takes between event and kernel is hard to tell
+ * from a short kernel. The launch after it finds the stream busy, and is timed instead. */
+static bool is_to_be_timed(const struct hami_work *work)
 {
     struct hami_thread *thread = &hami_thread;
-    if (thread->countdown != 0 &&
-        !hami_cost_wants_timing(work->cost, hami_samples_submitted_ns(work->device)))
-        return false;
-    thread->seed = thread->seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    thread->countdown = TIMED_EVERY + (uint32_t)(thread->seed >> 58);
-    return true;
+    const bool due = hami_cost_wants_timing(work->cost, hami_samples_submitted_ns(work->device));
+    const bool postponed = thread->time_next;
+    thread->time_next = false;
+    if (!due || postponed || work->charged_ns >= LONG_NS || hami_cost_is_unsettled(work->cost))
+        return due || postponed;
+    thread->time_next = true;
+    thread->handle = NOTHING;
+    return false;
 }
 
 static void begin_on(struct hami_launch *launch, unsigned device, bool timed)
 {
     struct hami_work work = {.device = device, .stream = launch->stream};
-    work.cost = hami_cost_enter(launch->handle, launch->size_class, device);
-    work.key = hami_cost_key(launch->handle, launch->size_class, device);
+    work.cost = hami_cost_enter(launch->handle, class_of(launch->threads), device);
+    work.key = hami_cost_key(launch->handle, class_of(launch->threads), device);
     hami_samples_harvest(device);
     hami_samples_catch_up(&work);
     const uint64_t cost = hami_cost_ns(work.cost);
     work.charged_ns = cost < HAMI_COST_MAX_NS ? cost : HAMI_COST_MAX_NS;
-    if (!pay(device, work.charged_ns))
-        return;
-    if (timed && is_time_to_measure(&work))
+    if (pay(device, work.charged_ns) && timed && is_to_be_timed(&work))
         launch->sample = hami_sample_begin(&work);
 }
 
@@ -167,5 +186,5 @@ void hami_gate_attached(enum hami_attachment attachment)
 void hami_gate_after_fork(void)
 {
     atomic_store(&hami_pulse, &not_started);
-    memset(&hami_thread, 0, sizeof hami_thread);
+    hami_thread = (struct hami_thread){.handle = NOTHING};
 }

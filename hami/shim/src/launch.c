@@ -1,4 +1,5 @@
-/* launch.c: every way to submit work. Through the gate, then to the driver, whose answer it is.
+/* launch.c: every way to submit work. Through the gate, then to the driver, whose answer it is. The
+ * exported functions are the stubs of launch.S.
  *
  * The size of a launch is its number of threads; a graph's cost is that of the whole graph. Launches of
  * green contexts come through here as well: their device is that of the current context.
@@ -7,24 +8,20 @@
 #include "hooks.h"
 #include "shim.h"
 
-/* How the hooks below name their arguments. */
-#define SHAPE                                                                                      \
-    unsigned int grid_x, unsigned int grid_y, unsigned int grid_z, unsigned int block_x,           \
-        unsigned int block_y, unsigned int block_z, unsigned int shared_bytes, CUstream stream
-#define SHAPE_ARGUMENTS grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream
-#define SHAPE_CLASS class_of(grid_x, grid_y, grid_z, block_x, block_y, block_z)
+_Static_assert(offsetof(struct hami_thread, calm_pulse) == 0, "launch.S compares with it");
 
-static inline unsigned class_of(uint64_t grid_x, uint64_t grid_y, uint64_t grid_z, uint64_t block_x,
-                                uint64_t block_y, uint64_t block_z)
+/* But for the third dimension of a block, which no register holds at the stub. */
+static inline uint64_t threads_of(uint64_t grid_x, uint64_t grid_y, uint64_t grid_z, uint64_t block_x,
+                                  uint64_t block_y)
 {
-    return hami_cost_class(grid_x * grid_y * grid_z * block_x * block_y * block_z);
+    return grid_x * grid_y * grid_z * block_x * block_y;
 }
 
-static inline unsigned class_of_config(const CUlaunchConfig *config)
+static inline uint64_t threads_of_config(const CUlaunchConfig *config)
 {
     return config == NULL ? 0
-                          : class_of(config->gridDimX, config->gridDimY, config->gridDimZ,
-                                     config->blockDimX, config->blockDimY, config->blockDimZ);
+                          : threads_of(config->gridDimX, config->gridDimY, config->gridDimZ,
+                                       config->blockDimX, config->blockDimY);
 }
 
 static inline CUstream stream_of_config(const CUlaunchConfig *config)
@@ -32,64 +29,75 @@ static inline CUstream stream_of_config(const CUlaunchConfig *config)
     return config == NULL ? NULL : config->hStream;
 }
 
-/* Two functions for each hook, so that the one which is called has nothing to save and jumps to the
- * driver's own. `handle`, `size_class` and `on_stream` (as functions without _ptsz name it) say what is
- * launched. */
-#define LAUNCH_HOOK(name, parameters, arguments, launched, size, on_stream)                        \
-    static __attribute__((noinline)) CUresult paced_##name parameters                              \
+/* The two halves behind a stub of launch.S. `leading` are the parameters as far as they say what is
+ * launched; `launched`, `size` and `on_stream` (as functions without _ptsz name it) are made of them. */
+#define LAUNCH_HOOK(name, leading, parameters, arguments, launched, size, on_stream)               \
+    static CUresult paced_##name parameters;                                                       \
+    void *_Atomic hami_target_##name = (void *)paced_##name; /* until the driver's own is known */ \
+                                                                                                   \
+    void *hami_credit_##name leading;                                                              \
+    void *hami_credit_##name leading                                                               \
     {                                                                                              \
-        struct hami_launch launch = {.handle = (launched), .size_class = (size)};                  \
-        if (HAMI_REAL(name) == NULL)                                                               \
+        return hami_gate_pays(launched, size)                                                      \
+                   ? atomic_load_explicit(&hami_target_##name, memory_order_relaxed)               \
+                   : (void *)paced_##name;                                                         \
+    }                                                                                              \
+                                                                                                   \
+    static CUresult paced_##name parameters                                                        \
+    {                                                                                              \
+        struct hami_launch launch = {                                                              \
+            .handle = (launched), .threads = (size), .stream = (on_stream)};                    \
+        hami_type_##name *real = HAMI_REAL(name);                                                  \
+        if (real == NULL)                                                                          \
             return CUDA_ERROR_NOT_SUPPORTED;                                                       \
-        if (hami_gate_pays(launch.handle, launch.size_class))                                      \
-            return HAMI_REAL(name) arguments;                                                      \
-        launch.stream = (on_stream);                                                               \
+        atomic_store_explicit(&hami_target_##name, (void *)real, memory_order_relaxed);            \
         hami_launch_begin(&launch);                                                                \
-        const CUresult result = HAMI_REAL(name) arguments;                                         \
+        const CUresult result = real arguments;                                                    \
         hami_launch_end(&launch, result);                                                          \
         return result;                                                                             \
-    }                                                                                              \
-    HAMI_EXPORT CUresult name parameters                                                           \
-    {                                                                                              \
-        void *real = atomic_load_explicit(&hami_real_functions[HAMI_ROW_##name], memory_order_acquire); \
-        if (__builtin_expect(real != NULL && hami_gate_is_calm(), 1))                              \
-            return ((hami_type_##name *)real)arguments;                                            \
-        return paced_##name arguments;                                                             \
     }
 
-LAUNCH_HOOK(cuLaunchKernel, (CUfunction function, SHAPE, void **parameters, void **extra),
-            (function, SHAPE_ARGUMENTS, parameters, extra), function, SHAPE_CLASS, stream)
-LAUNCH_HOOK(cuLaunchKernel_ptsz, (CUfunction function, SHAPE, void **parameters, void **extra),
-            (function, SHAPE_ARGUMENTS, parameters, extra), function, SHAPE_CLASS,
-            hami_stream_per_thread(stream))
+#define KERNEL                                                                                     \
+    CUfunction function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,            \
+        unsigned int block_x, unsigned int block_y
+#define KERNEL_REST unsigned int block_z, unsigned int shared_bytes, CUstream stream
+#define KERNEL_ARGUMENTS                                                                           \
+    function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream
+#define KERNEL_THREADS threads_of(grid_x, grid_y, grid_z, block_x, block_y)
 
-LAUNCH_HOOK(cuLaunchKernelEx,
-            (const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra),
-            (config, function, parameters, extra), function, class_of_config(config),
+LAUNCH_HOOK(cuLaunchKernel, (KERNEL), (KERNEL, KERNEL_REST, void **parameters, void **extra),
+            (KERNEL_ARGUMENTS, parameters, extra), function, KERNEL_THREADS, stream)
+LAUNCH_HOOK(cuLaunchKernel_ptsz, (KERNEL), (KERNEL, KERNEL_REST, void **parameters, void **extra),
+            (KERNEL_ARGUMENTS, parameters, extra), function, KERNEL_THREADS, hami_stream_per_thread(stream))
+LAUNCH_HOOK(cuLaunchCooperativeKernel, (KERNEL), (KERNEL, KERNEL_REST, void **parameters),
+            (KERNEL_ARGUMENTS, parameters), function, KERNEL_THREADS, stream)
+LAUNCH_HOOK(cuLaunchCooperativeKernel_ptsz, (KERNEL), (KERNEL, KERNEL_REST, void **parameters),
+            (KERNEL_ARGUMENTS, parameters), function, KERNEL_THREADS, hami_stream_per_thread(stream))
+
+#define CONFIG const CUlaunchConfig *config, CUfunction function
+
+LAUNCH_HOOK(cuLaunchKernelEx, (CONFIG), (CONFIG, void **parameters, void **extra),
+            (config, function, parameters, extra), function, threads_of_config(config),
             stream_of_config(config))
-LAUNCH_HOOK(cuLaunchKernelEx_ptsz,
-            (const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra),
-            (config, function, parameters, extra), function, class_of_config(config),
+LAUNCH_HOOK(cuLaunchKernelEx_ptsz, (CONFIG), (CONFIG, void **parameters, void **extra),
+            (config, function, parameters, extra), function, threads_of_config(config),
             hami_stream_per_thread(stream_of_config(config)))
 
-LAUNCH_HOOK(cuLaunchCooperativeKernel, (CUfunction function, SHAPE, void **parameters),
-            (function, SHAPE_ARGUMENTS, parameters), function, SHAPE_CLASS, stream)
-LAUNCH_HOOK(cuLaunchCooperativeKernel_ptsz, (CUfunction function, SHAPE, void **parameters),
-            (function, SHAPE_ARGUMENTS, parameters), function, SHAPE_CLASS,
-            hami_stream_per_thread(stream))
-
 /* The old forms: what a block is was set beforehand. */
-LAUNCH_HOOK(cuLaunch, (CUfunction function), (function), function, 0, HAMI_LEGACY_STREAM)
-LAUNCH_HOOK(cuLaunchGrid, (CUfunction function, int width, int height), (function, width, height), function,
-            class_of((unsigned)width, (unsigned)height, 1, 1, 1, 1), HAMI_LEGACY_STREAM)
-LAUNCH_HOOK(cuLaunchGridAsync, (CUfunction function, int width, int height, CUstream stream),
-            (function, width, height, stream), function,
-            class_of((unsigned)width, (unsigned)height, 1, 1, 1, 1), stream)
+#define GRID CUfunction function, int width, int height
+#define GRID_THREADS threads_of((unsigned)width, (unsigned)height, 1, 1, 1)
 
-LAUNCH_HOOK(cuGraphLaunch, (CUgraphExec graph, CUstream stream), (graph, stream), graph, HAMI_COST_GRAPH,
-            stream)
-LAUNCH_HOOK(cuGraphLaunch_ptsz, (CUgraphExec graph, CUstream stream), (graph, stream), graph,
-            HAMI_COST_GRAPH, hami_stream_per_thread(stream))
+LAUNCH_HOOK(cuLaunch, (CUfunction function), (CUfunction function), (function), function, 0,
+            HAMI_LEGACY_STREAM)
+LAUNCH_HOOK(cuLaunchGrid, (GRID), (GRID), (function, width, height), function, GRID_THREADS,
+            HAMI_LEGACY_STREAM)
+LAUNCH_HOOK(cuLaunchGridAsync, (GRID), (GRID, CUstream stream), (function, width, height, stream),
+            function, GRID_THREADS, stream)
+
+LAUNCH_HOOK(cuGraphLaunch, (CUgraphExec graph), (CUgraphExec graph, CUstream stream), (graph, stream),
+            graph, HAMI_GRAPH, stream)
+LAUNCH_HOOK(cuGraphLaunch_ptsz, (CUgraphExec graph), (CUgraphExec graph, CUstream stream), (graph, stream),
+            graph, HAMI_GRAPH, hami_stream_per_thread(stream))
 
 /* Region index of the device of a stream that is not the current context's. */
 static int device_of_stream(CUstream stream)
@@ -112,8 +120,8 @@ HAMI_EXPORT CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *li
         const CUDA_LAUNCH_PARAMS *one = &list[i];
         const struct hami_launch launch = {
             .handle = one->function,
-            .size_class = class_of(one->gridDimX, one->gridDimY, one->gridDimZ, one->blockDimX,
-                                   one->blockDimY, one->blockDimZ),
+            .threads = threads_of(one->gridDimX, one->gridDimY, one->gridDimZ, one->blockDimX,
+                                   one->blockDimY),
             .stream = one->hStream};
         if (hami_start() == HAMI_ENFORCING)
             hami_launch_pay(&launch, device_of_stream(one->hStream));

@@ -8,6 +8,7 @@
 #include "limits.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <time.h>
 
 #include "testpoint.h"
@@ -163,7 +164,7 @@ static void wait_for_room(struct hami_region *region, unsigned device, uint64_t 
 /* The bytes would fit but for what others announce. If all backed out and came again, all might
  * fail for ever: so the lowest announcing slot, and in it the thread whose turn it is, insists; the
  * others back out and wait. The anonymous slot has many owners and never insists. */
-SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
+static int contend_to_the_end(struct hami_region *region, unsigned device, uint64_t bytes)
 {
     const uint64_t deadline_ns = now_ns(CLOCK_MONOTONIC) + CONTENTION_NS;
     struct tally tally;
@@ -189,6 +190,16 @@ SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
     hami_limits_withdraw(region, device, bytes);
     hami_test_point("charge.refused");
     return -ENOMEM;
+}
+
+/* A thread that were cancelled while it waits would leave its announcement behind. */
+SELDOM int contend(struct hami_region *region, unsigned device, uint64_t bytes)
+{
+    int cancelable;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable);
+    const int result = contend_to_the_end(region, device, bytes);
+    pthread_setcancelstate(cancelable, &cancelable);
+    return result;
 }
 
 int hami_limits_charge(struct hami_region *region, unsigned device, uint64_t bytes)

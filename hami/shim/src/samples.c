@@ -41,7 +41,8 @@ struct hami_sample {
 
 static struct hami_sample rings[HAMI_DEVICES][RING];
 static _Atomic uint64_t submitted[HAMI_DEVICES];
-static _Atomic bool used; /* spares others the search */
+static _Atomic int pending[HAMI_DEVICES]; /* about how many; spares a search */
+static _Atomic bool used;
 
 uint64_t hami_samples_submitted_ns(unsigned device)
 {
@@ -69,6 +70,11 @@ static bool hold(struct hami_sample *sample, int from)
 static void leave(struct hami_sample *sample, int state)
 {
     atomic_store_explicit(&sample->state, state, memory_order_release);
+}
+
+static int count_pending(unsigned device, int more)
+{
+    return atomic_fetch_add_explicit(&pending[device], more, memory_order_relaxed);
 }
 
 static bool has_events(struct hami_sample *sample, CUcontext context)
@@ -121,6 +127,7 @@ static bool record_start(struct hami_sample *sample, const struct hami_work *wor
     bool recorded = has_events(sample, context);
     sample->idle = recorded && HAMI_CUDA(cuStreamQuery, work->stream) == CUDA_SUCCESS;
     recorded = recorded && HAMI_CUDA(cuEventRecord, sample->start, work->stream) == CUDA_SUCCESS;
+    sample->gap_ns = hami_bucket_now_ns();
     exchange_mode(&mode);
     return recorded;
 }
@@ -140,7 +147,6 @@ struct hami_sample *hami_sample_begin(const struct hami_work *work)
     }
     sample->work = *work;
     sample->epoch = atomic_load_explicit(&work->cost->epoch, memory_order_relaxed);
-    sample->gap_ns = hami_bucket_now_ns();
     atomic_store(&sample->key, work->key);
     atomic_store(&sample->submitted_ns, hami_samples_submitted_ns(work->device));
     atomic_store_explicit(&work->cost->timed_at_ns, hami_samples_submitted_ns(work->device),
@@ -152,9 +158,10 @@ void hami_sample_end(struct hami_sample *sample, CUstream stream, bool launched)
 {
     sample->gap_ns = hami_bucket_now_ns() - sample->gap_ns;
     if (launched && !hami_capture_is_active() &&
-        HAMI_CUDA(cuEventRecord, sample->end, stream) == CUDA_SUCCESS)
+        HAMI_CUDA(cuEventRecord, sample->end, stream) == CUDA_SUCCESS) {
+        count_pending(sample->work.device, 1);
         leave(sample, PENDING);
-    else
+    } else
         leave(sample, FREE);
 }
 
@@ -196,12 +203,13 @@ static int judge(struct hami_sample *sample)
     if (done == CUDA_SUCCESS &&
         HAMI_CUDA(cuEventElapsedTime, &milliseconds, sample->start, sample->end) == CUDA_SUCCESS)
         settle(sample, milliseconds);
+    count_pending(sample->work.device, -1);
     return FREE;
 }
 
 void hami_samples_harvest(unsigned device)
 {
-    if (!atomic_load_explicit(&used, memory_order_relaxed) || hami_capture_is_active())
+    if (count_pending(device, 0) <= 0 || hami_capture_is_active())
         return;
     const CUcontext context = current_context();
     int mode = RELAXED;
@@ -244,13 +252,15 @@ static int outstanding(const struct hami_work *work, uint64_t *behind_ns)
 static bool is_ahead(const struct hami_work *work)
 {
     uint64_t behind;
+    if (count_pending(work->device, 0) <= 0)
+        return false;
     const int count = outstanding(work, &behind);
     return behind > QUEUE_NS || (count >= UNKNOWN_OUTSTANDING && hami_cost_is_unknown(work->cost));
 }
 
 void hami_samples_catch_up(const struct hami_work *work)
 {
-    if (!atomic_load_explicit(&used, memory_order_relaxed))
+    if (hami_capture_is_active() || !is_ahead(work))
         return;
     const uint64_t start = hami_bucket_now_ns();
     uint64_t nap = NAP_MIN_NS;
@@ -269,8 +279,12 @@ void hami_samples_forget_context(CUcontext context)
         return;
     for (int i = 0; i < HAMI_DEVICES * RING; i++) {
         struct hami_sample *sample = &rings[i / RING][i % RING];
-        if (atomic_load(&sample->context) != context || !(hold(sample, PENDING) || hold(sample, FREE)))
+        if (atomic_load(&sample->context) != context)
             continue;
+        const bool was_pending = hold(sample, PENDING);
+        if (!was_pending && !hold(sample, FREE))
+            continue;
+        count_pending((unsigned)(i / RING), was_pending ? -1 : 0);
         if (atomic_load(&sample->context) == context)
             atomic_store(&sample->context, NULL); /* the context takes the events along */
         leave(sample, FREE);
@@ -281,5 +295,6 @@ void hami_samples_after_fork(void)
 {
     if (atomic_exchange(&used, false))
         memset(rings, 0, sizeof rings);
+    memset((void *)pending, 0, sizeof pending);
     memset((void *)submitted, 0, sizeof submitted);
 }

@@ -1,5 +1,6 @@
 /* start.c: the lazy start at the first hooked call, once a process and again in a forked child. */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -36,7 +37,7 @@ static void after_fork_in_child(void)
     atomic_store(&hami_phase, 0);
 }
 
-enum hami_attachment hami_start_now(void)
+static enum hami_attachment start_or_wait(void)
 {
     static bool fork_handled; /* written only while hami_phase is ours */
     const int starting = -(int)getpid();
@@ -59,5 +60,15 @@ enum hami_attachment hami_start_now(void)
     hami_test_point("start.attached");
     hami_gate_attached(result);
     atomic_store(&hami_phase, (int)result);
+    return result;
+}
+
+/* A thread that were cancelled on the way would let all others wait for ever. */
+enum hami_attachment hami_start_now(void)
+{
+    int cancelable;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable);
+    const enum hami_attachment result = start_or_wait();
+    pthread_setcancelstate(cancelable, &cancelable);
     return result;
 }

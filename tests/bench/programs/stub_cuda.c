@@ -94,3 +94,60 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     (void)shared, (void)stream, (void)parameters, (void)extra;
     return function == NULL;
 }
+
+struct config {
+    unsigned grid[3], block[3], shared;
+    void *stream, *attributes;
+    unsigned count;
+};
+
+int cuLaunchKernelEx(const struct config *config, void *function, void **parameters, void **extra)
+{
+    (void)parameters, (void)extra;
+    return config == NULL || function == NULL;
+}
+
+int cuGraphLaunch(void *graph, void *stream)
+{
+    (void)stream;
+    return graph == NULL;
+}
+
+int cuEventCreate(void **event, unsigned flags)
+{
+    *event = &context;
+    return (int)flags;
+}
+
+int cuEventDestroy_v2(void *event)
+{
+    return event == NULL;
+}
+
+int cuEventRecord(void *event, void *stream)
+{
+    (void)stream;
+    return event == NULL;
+}
+
+int cuEventQuery(void *event)
+{
+    return event == NULL;
+}
+
+int cuEventElapsedTime(float *milliseconds, void *start, void *end)
+{
+    *milliseconds = 0.001f;
+    return start == NULL || end == NULL;
+}
+
+int cuStreamQuery(void *stream)
+{
+    (void)stream;
+    return 0;
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode)
+{
+    return mode == NULL;
+}

@@ -6,6 +6,7 @@
  *   info | info-null | total | nvml UUID | nvml2 UUID | launch | pid
  *   threads COUNT BYTES   allocate from that many threads at once: how many succeeded
  *   fork                  continue in a child that inherits the pipes; the parent waits for its end
+ *   closefrom NUMBER      close all descriptors from there on
  *   exec                  execute this program anew in the same process
  */
 #define _GNU_SOURCE
@@ -176,6 +177,10 @@ int main(int count, char **words)
                    memory.reserved);
         } else if (strcmp(order, "threads") == 0) {
             printf("0 %d\n", allocate_in_threads((int)first, second));
+        } else if (strcmp(order, "closefrom") == 0) {
+            for (int descriptor = (int)first; descriptor < 1024; descriptor++)
+                close(descriptor);
+            puts("0");
         } else if (strcmp(order, "pid") == 0) {
             printf("0 %d\n", (int)getpid());
         } else if (strcmp(order, "fork") == 0) {
