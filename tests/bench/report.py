@@ -259,6 +259,25 @@ def _init(measured: Figures) -> str:
     return table(head, rows)
 
 
+def _launch(measured: Figures) -> str:
+    rows = measured["figures"]
+    loads = list(dict.fromkeys((row["threads"], row["processes"]) for row in rows))
+    found = {(row["call"], row["situation"], row["threads"], row["processes"]): row for row in rows}
+    lines = [
+        (call, situation, *(_added(found[(call, situation, *load)]) for load in loads))
+        for call, situation in dict.fromkeys((row["call"], row["situation"]) for row in rows)
+    ]
+    head = (f"{threads} in {processes}" for threads, processes in loads)
+    return table(("call", "threads in processes:", *head), lines)
+
+
+def _added(row: Mapping[str, Any]) -> str:
+    times = f"{row['p50_ns']:.1f} / {row['p99_ns']:.1f}"
+    if row["situation"] == "no shim":
+        return times
+    return f"{times} (+{row['added_p10_ns']:.1f}, +{row['added_p50_ns']:.1f})"
+
+
 TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "machine": ("extender", _machine),
     "latency": ("extender", _latency),
@@ -276,6 +295,7 @@ TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "alloc": ("alloc", _alloc),
     "slots": ("alloc", _slots),
     "init": ("init", _init),
+    "launch": ("launch", _launch),
 }
 
 

@@ -6,12 +6,14 @@ what was granted grows meanwhile.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import native
 from hami.nodeagent import region
 from hami.nodeagent.controlfile import ControlFile
 from hami.nodeagent.region import CoreMode
@@ -87,6 +89,22 @@ def test_share_is_kept(
     assert busy <= granted + 2 * BURST_NS + PIECE_NS + unknown
     tolerance = 0.03 if microseconds >= 100 else 0.1  # of what ends while the host still works
     assert abs(spent - busy) <= tolerance * busy + PIECE_NS + unknown
+
+
+def test_pieces_never_add_up_to_more_than_was_granted(compile_program: Compile) -> None:
+    """The claim of docs/region.md, looked at from outside, while rate and mode change."""
+    program = compile_program(
+        "taker",
+        f"-I{native.ROOT / native.SHIM}",
+        *(str(native.ROOT / native.SHIM / f"{name}.c") for name in ("bucket", "cost")),
+    )
+
+    done = subprocess.run(
+        [program, "4", "5", "60"], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split(", ") == [f"{4 * 5 * 60} takes", "0 violations", "0 unaccounted\n"]
 
 
 def test_threads_and_processes_share_one_grant(

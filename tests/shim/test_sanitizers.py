@@ -38,6 +38,25 @@ def test_accounting_has_no_data_race_and_no_drift(compile_program: Compile) -> N
     assert done.stdout.split(", ")[1:] == ["0 violations", "0 left", "0 charged\n"]
 
 
+@pytest.mark.slow
+def test_computing_time_has_no_data_race(compile_program: Compile) -> None:
+    program = compile_program(
+        "taker",
+        *("-fsanitize=thread", "-g", f"-I{native.ROOT / native.SHIM}"),
+        *(str(native.ROOT / native.SHIM / f"{name}.c") for name in ("bucket", "cost")),
+    )
+
+    done = subprocess.run(
+        ["setarch", "--addr-no-randomize", program, "1", "8", "300"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split(", ")[1:] == ["0 violations", "0 unaccounted\n"]
+
+
 RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so"}
 
 

@@ -8,7 +8,7 @@
 #include "shim.h"
 
 #define LONG_NS UINT64_C(200000) /* a kernel whose time does not depend on what the host does meanwhile */
-#define LAUNCHES_A_REFILL 96 /* and up to 31 more */
+#define LAUNCHES_A_REFILL 128 /* and up to 31 more */
 #define MASK ((UINT64_C(1) << HAMI_DEVICES) - 1)
 
 static const _Atomic uint64_t no_limits = 0;
@@ -103,7 +103,7 @@ static uint64_t take_pulse(void)
 }
 
 /* True once the thread has paid; false if the limit was lifted meanwhile. It takes no more than some
- * hundred launches' worth: only a refill can time one, and an estimate that is far too low ends there. Not
+ * 140 launches' worth: only a refill can time one, and an estimate that is far too low ends there. Not
  * always as many, for then one of two kernels in turn would never be the one that refills. */
 static bool pay(unsigned device, uint64_t cost)
 {

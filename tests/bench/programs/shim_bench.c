@@ -3,7 +3,6 @@
  *   live COUNT    hold that many allocations of 512 bytes from now on
  *   alloc COUNT   cuMemAlloc and cuMemFree, as one pair
  *   info COUNT    cuMemGetInfo
- *   launch COUNT  cuLaunchKernel of a kernel that takes no time
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -15,9 +14,6 @@
 static int (*cuMemAlloc_v2)(uint64_t *, size_t);
 static int (*cuMemFree_v2)(uint64_t);
 static int (*cuMemGetInfo_v2)(size_t *, size_t *);
-static int (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                             unsigned, void *, void **, void **);
-static void *function;
 
 static double now_ns(void)
 {
@@ -36,21 +32,14 @@ static void check(int result, const char *what)
 
 static void set_up(void)
 {
-    void *context, *module;
+    void *context;
     void *cuda = dlopen("libcuda.so.1", RTLD_NOW);
     cuMemAlloc_v2 = (int (*)(uint64_t *, size_t))dlsym(cuda, "cuMemAlloc_v2");
     cuMemFree_v2 = (int (*)(uint64_t))dlsym(cuda, "cuMemFree_v2");
     cuMemGetInfo_v2 = (int (*)(size_t *, size_t *))dlsym(cuda, "cuMemGetInfo_v2");
-    cuLaunchKernel =
-        (int (*)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
-                 void *, void **, void **))dlsym(cuda, "cuLaunchKernel");
     check(((int (*)(unsigned))dlsym(cuda, "cuInit"))(0), "cuInit");
     check(((int (*)(void **, int))dlsym(cuda, "cuDevicePrimaryCtxRetain"))(&context, 0), "context");
     check(((int (*)(void *))dlsym(cuda, "cuCtxSetCurrent"))(context), "cuCtxSetCurrent");
-    check(((int (*)(void **, const void *))dlsym(cuda, "cuModuleLoadData"))(
-              &module, "hami-sim kernels\nnull 0\n"), "cuModuleLoadData");
-    check(((int (*)(void **, void *, const char *))dlsym(cuda, "cuModuleGetFunction"))(
-              &function, module, "null"), "cuModuleGetFunction");
 }
 
 static void run(const char *order, long count)
@@ -68,9 +57,6 @@ static void run(const char *order, long count)
     else if (strcmp(order, "info") == 0)
         for (long i = 0; i < count; i++)
             check(cuMemGetInfo_v2(&free_bytes, &total), "cuMemGetInfo");
-    else if (strcmp(order, "launch") == 0)
-        for (long i = 0; i < count; i++)
-            check(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL), "cuLaunchKernel");
 }
 
 int main(void)
