@@ -274,11 +274,12 @@ class NodeAgentSettings(_Group, frozen=True, kw_only=True):
     """Let containers opt out of enforcement with the variable ``CUDA_DISABLE_CONTROL=true``."""
     disable_core_limit: bool = False
     """Leave compute unlimited whatever pods ask for."""
-    governor_seconds: Annotated[float, Meta(ge=0.01, le=5)] = 0.1
+    governor_seconds: Annotated[float, Meta(ge=0.01, le=5)] = 0.2
     """Time between two ticks of the governor, which paces containers; see docs/governor.md."""
-    governor_sample_seconds: Annotated[float, Meta(ge=0.05, le=5)] = 0.2
-    """Time between two questions to the driver about the time that processes have used."""
-    governor_memory_seconds: Seconds = 1.0
+    governor_sample_seconds: Annotated[float, Meta(ge=0.02, le=5)] = 0.1
+    """Time between two questions to the driver about the time that processes have used: less than
+    it takes to measure, for it tells of the last period only."""
+    governor_memory_seconds: Seconds = 2.0
     """Time between two questions to the driver about the memory that processes hold."""
     priority_block: bool = True
     """Containers of lower priority wait while one of higher priority uses their device."""

@@ -12,7 +12,7 @@ from typing import Final
 from hami.nodeagent.measuring import MemoryLook
 from hami.nodeagent.pacing import NS, Pacer, Window
 from hami.nodeagent.probe import Glimpse
-from hami.nodeagent.region import BURST_NS, CoreMode
+from hami.nodeagent.region import BURST_NS, CoreMode, Policy
 from hami.nodeagent.shares import DEFAULT_WEIGHT, WHOLE, Contender, Share
 from hami.nodeagent.tenants import Tenant
 from hami.nodeagent.untracked import UntrackedMeter
@@ -48,6 +48,10 @@ class Account:
         self.active = False
         self._pacer = Pacer()
         self._held = False
+        self._key: tuple[int, int, int, Policy, bool, int] | None = None
+        self._contender = Contender()
+        self._decision: tuple[Share, bool] | None = None
+        self._learnt = False
         self._taken_ns = self._observed_at = 0
         self._guessed = (0, 0)
         self._peak = 0.0
@@ -98,6 +102,7 @@ class Account:
         if measured >= _USE_PERMILLE:
             self._worked_at = window.end_ns
         self._pacer.learn(window)
+        self._learnt = True
 
     def guess(self) -> None:
         """Where the driver does not measure: its own word is all there is, while it is paced."""
@@ -134,17 +139,32 @@ class Account:
             and now_ns - self._pressed_at >= PRESSED_NS
         ):
             wants = min(-(-int(self._peak) // _STEP) * _STEP, WHOLE)
-        return Contender(
-            limit=control.core_limit(self.index),
-            weight=control.weight or DEFAULT_WEIGHT,
-            priority=control.priority,
-            policy=control.policy,
-            active=self.active,
-            wants=wants,
+        key = (
+            control.core_limit(self.index),
+            control.weight,
+            control.priority,
+            control.policy,
+            self.active,
+            wants,
         )
+        if key != self._key:
+            self._key = key
+            self._contender = Contender(
+                limit=key[0],
+                weight=key[1] or DEFAULT_WEIGHT,
+                priority=key[2],
+                policy=key[3],
+                active=key[4],
+                wants=key[5],
+            )
+        return self._contender
 
     def apply(self, share: Share, *, suspended: bool, now_ns: int) -> None:
         """Bring the control file in line with the share."""
+        decision = (share, suspended)
+        if decision == self._decision and not self._learnt:
+            return
+        self._decision, self._learnt = decision, False
         if self.mode is None:
             self._adopt(share)
         mode = CoreMode.SUSPEND if suspended else share.mode

@@ -82,10 +82,10 @@ class Limits:
     """0 is the highest."""
     policy: Literal["default", "force", "disable"]
     """When core limits apply."""
-    fail_open: bool = False
-    """Whether usage that cannot be recorded lifts the limits."""
     weight: int = 0
     """Where a device is contended; 0: the usual one."""
+    fail_open: bool = False
+    """Whether usage that cannot be recorded lifts the limits."""
 
 
 def grant(
@@ -133,8 +133,8 @@ def limits(
         ),
         priority=_priority(container, vendor),
         policy=policy,
-        fail_open=agent.fail_open,
         weight=weight,
+        fail_open=agent.fail_open,
     )
 
 

@@ -56,16 +56,18 @@ class Attribution:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._known: OrderedDict[int, _Known] = OrderedDict()
+        self._index: _Index | None = None
 
     def find(
         self, pids: Iterable[int], tenants: Sequence[Tenant], *, now_ns: int
     ) -> dict[int, tuple[Process, Tenant]]:
         """The tenants of those processes that are somebody's, by pid."""
-        by_key = {tenant.key: tenant for tenant in tenants}
-        index = _Index.of(tenants)
+        if self._index is None or self._index.tenants != tuple(tenants):
+            self._index = _Index.of(tenants)
+        by_key = self._index.by_key
         found = {}
         for pid in pids:
-            known = self._look(pid, by_key, index, now_ns)
+            known = self._look(pid, by_key, self._index, now_ns)
             if known is not None and known.tenant:
                 found[pid] = (known.process, by_key[known.tenant])
         while len(self._known) > REMEMBERED:
@@ -161,6 +163,8 @@ class Attribution:
 class _Index:
     """The tenants by what identifies them."""
 
+    tenants: tuple[Tenant, ...]
+    by_key: Mapping[str, Tenant]
     files: Mapping[FileId, Tenant]
     mapped: Mapping[tuple[tuple[int, int], int], Tenant]
     """By (major, minor) and inode, as ``/proc/PID/maps`` has it."""
@@ -173,6 +177,8 @@ class _Index:
             if tenant.pod_uid:
                 pods.setdefault(_plain(tenant.pod_uid), []).append(tenant)
         return cls(
+            tenants=tuple(tenants),
+            by_key={tenant.key: tenant for tenant in tenants},
             files={tenant.control_id: tenant for tenant in tenants},
             mapped={_as_mapped(tenant.control_id): tenant for tenant in tenants},
             pods=pods,

@@ -21,8 +21,15 @@ NS_PER_SECOND: Final = 1_000_000_000
 _MASK: Final = (1 << MAX_DEVICES) - 1
 _TICK: Final = 1 << MAX_DEVICES
 _WORD: Final = 2**64
+_HEARTBEAT: Final[int] = Control.heartbeat_ns.offset // 8
+_PULSE: Final[int] = Control.pulse.offset // 8
+_PRIORITY: Final[int] = Control.priority.offset // 4
+_POLICY: Final[int] = Control.policy.offset // 4
+_WEIGHT: Final[int] = Control.weight.offset // 4
+_POLICIES: Final = tuple(region.Policy)
 _DEVICES: Final[int] = Control.devices.offset
 _DEVICE: Final = ctypes.sizeof(DeviceControl)
+_GRANT: Final = ctypes.sizeof(Grant)
 _OFFSETS: Final[dict[str, int]] = {
     name: getattr(DeviceControl, name).offset for name, *_ in DeviceControl._fields_
 }
@@ -81,17 +88,17 @@ class ControlFile:
     @property
     def priority(self) -> int:
         """0 is the highest."""
-        return self._halves[Control.priority.offset // 4]
+        return self._halves[_PRIORITY]
 
     @property
     def policy(self) -> region.Policy:
         """When core limits apply."""
-        return region.Policy(self._halves[Control.policy.offset // 4])
+        return _POLICIES[self._halves[_POLICY]]
 
     @property
     def weight(self) -> int:
         """Of its share where a device is contended; 0: the usual one."""
-        return self._halves[Control.weight.offset // 4]
+        return self._halves[_WEIGHT]
 
     def core_limit(self, device: int) -> int:
         """Permille that it was promised; 0 or 1000: no limit."""
@@ -108,7 +115,7 @@ class ControlFile:
     def set_weight(self, weight: int) -> None:
         """Change its weight where a device is contended; 0: the usual one."""
         value = region.in_range("weight", weight, 0, 2**31 - 1)
-        self._halves[Control.weight.offset // 4] = value
+        self._halves[_WEIGHT] = value
         self._words[Control.generation.offset // 8] += 1
 
     def set_memory_limit(self, device: int, limit_bytes: int | None) -> None:
@@ -150,7 +157,7 @@ class ControlFile:
         granted = self.granted(device, now_ns)
         place = self._place(device, "grant_sequence", 4)
         sequence = self._halves[place]
-        line = self._place(device, "grants", 8) + (sequence + 1) % 2 * (ctypes.sizeof(Grant) // 8)
+        line = self._place(device, "grants", 8) + (sequence + 1) % 2 * (_GRANT // 8)
         self._words[line] = granted
         self._words[line + 1] = now_ns
         self._words[line + 2] = rate
@@ -165,22 +172,22 @@ class ControlFile:
 
     def beat(self, now_ns: int) -> None:
         """Say that the governor lives: processes note once a beat that they submit work."""
-        self._words[Control.heartbeat_ns.offset // 8] = now_ns
-        self._set_pulse(self._pulse & _MASK)
+        self._words[_HEARTBEAT] = now_ns
+        self._words[_PULSE] = (self._words[_PULSE] + _TICK) % _WORD
 
     def _line(self, device: int) -> tuple[int, int, int]:
         """The grant that holds: granted, since, rate."""
         sequence = self._halves[self._place(device, "grant_sequence", 4)]
-        line = self._place(device, "grants", 8) + sequence % 2 * (ctypes.sizeof(Grant) // 8)
-        granted, since, rate = self._words[line : line + 3]
-        return granted, since, rate
+        line = self._place(device, "grants", 8) + sequence % 2 * (_GRANT // 8)
+        words = self._words
+        return words[line], words[line + 1], words[line + 2]
 
     @property
     def _pulse(self) -> int:
-        return self._words[Control.pulse.offset // 8]
+        return self._words[_PULSE]
 
     def _set_pulse(self, mask: int) -> None:
-        self._words[Control.pulse.offset // 8] = ((self._pulse & ~_MASK) + _TICK | mask) % _WORD
+        self._words[_PULSE] = ((self._pulse & ~_MASK) + _TICK | mask) % _WORD
 
     def _fence(self) -> None:
         """Order the stores before it and after it, on every machine: released, then acquired."""

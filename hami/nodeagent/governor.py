@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NoReturn
@@ -102,7 +102,9 @@ class Governor:
         self._measurer = Measurer(driver, memory_seconds=settings.governor_memory_seconds)
         self._watchman = Watchman(settings)
         self._tenants: tuple[Tenant, ...] = ()
+        self._known: tuple[Tenant, ...] = ()
         self._accounts: dict[tuple[str, int], Account] = {}
+        self._of_tenant: dict[str, list[Account]] = {}
         self._inbox: deque[Measurement] = deque(maxlen=_WORST_TICKS)
         self._divided: dict[str, tuple[tuple[Contender, ...], tuple[Share, ...]]] = {}
         self._failing: set[str] = set()
@@ -181,7 +183,7 @@ class Governor:
             glimpse = self._glimpse(tenant)
             try:
                 tenant.control.beat(now_ns)
-                for account in self._accounts_of(tenant):
+                for account in self._of_tenant[tenant.key]:
                     account.observe(now_ns, glimpse)
                     cards.setdefault(account.uuid, []).append(account)
             except (HamiError, OSError, ValueError) as error:
@@ -196,19 +198,25 @@ class Governor:
 
     def _know(self, tenants: Sequence[Tenant]) -> None:
         """Accounts for those who came; none for those who went."""
-        wanted = {
-            (tenant.key, index): tenant
+        if tenants == self._known:  # the very same, in the same order
+            return
+        self._known = tuple(tenants)
+        before, self._accounts = self._accounts, {}
+        for tenant in tenants:
+            for index in range(len(tenant.devices)):
+                account = before.get((tenant.key, index))
+                if account is None or account.tenant is not tenant:
+                    account = Account(tenant, index)
+                self._accounts[tenant.key, index] = account
+        self._of_tenant = {
+            tenant.key: [self._accounts[tenant.key, i] for i in range(len(tenant.devices))]
             for tenant in tenants
-            for index in range(len(tenant.devices))
         }
-        for key in [key for key in self._accounts if key not in wanted]:
-            del self._accounts[key]
-        for key, tenant in wanted.items():
-            known = self._accounts.get(key)
-            if known is None or known.tenant is not tenant:
-                self._accounts[key] = Account(tenant, key[1])
-        self._watchman.forget(keep={tenant.key for tenant in tenants})
-        self._failing &= {tenant.key for tenant in tenants}
+        keys = {tenant.key for tenant in tenants}
+        self._watchman.forget(keep=keys)
+        self._failing &= keys
+        devices = {uuid for tenant in tenants for uuid in tenant.devices}
+        self._divided = {u: known for u, known in self._divided.items() if u in devices}
 
     def _take_in(self, now_ns: int) -> None:
         """Hand the driver's answers to the accounts: those of a time that they have observed."""
@@ -221,6 +229,7 @@ class Governor:
                     account.learn(window)
                 if memory := measurement.memory.get(place):
                     self._weigh(account, memory)
+                self._watchman.look(account, now_ns)
 
     def _weigh(self, account: Account, memory: MemoryLook) -> None:
         try:
@@ -244,9 +253,6 @@ class Governor:
             self._failing.add(tenant.key)
             log.warning("tenant_not_read", tenant=tenant.name, error=str(error))
 
-    def _accounts_of(self, tenant: Tenant) -> Iterable[Account]:
-        return [self._accounts[tenant.key, index] for index in range(len(tenant.devices))]
-
     def _divide(self, uuid: str, accounts: Sequence[Account], now_ns: int) -> None:
         contenders = tuple(account.contender(now_ns) for account in accounts)
         known = self._divided.get(uuid)
@@ -259,7 +265,6 @@ class Governor:
             known = self._divided[uuid] = (contenders, shares)
         for account, share in zip(accounts, known[1], strict=True):
             tenant = account.tenant
-            self._watchman.look(account, now_ns)
             suspended = tenant.suspended or self._watchman.suspends(tenant, now_ns)
             try:
                 account.apply(share, suspended=suspended, now_ns=now_ns)

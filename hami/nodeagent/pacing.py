@@ -15,7 +15,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 NS: Final = 1_000_000_000
 FACTOR_MIN: Final = 1 / 16
@@ -49,8 +49,7 @@ class Window:
         return self.end_ns - self.start_ns
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
+class _Mark(NamedTuple):
     """Sums up to a moment."""
 
     at_ns: int
@@ -123,6 +122,7 @@ class Pacer:
             self._marks.clear()
             last = now
         passed = now_ns - last.at_ns
+        pressing, last_pressing = taken_ns >= granted_ns, last.taken_ns >= last.granted_ns
         self._due_per_ns = (permille or 0) / 1000
         self._marks.append(
             _Mark(
@@ -131,7 +131,7 @@ class Pacer:
                 taken_ns,
                 last.due_ns + passed * self._due_per_ns,
                 last.paced_ns + (passed if permille is not None else 0),
-                last.pressed_ns + (passed if taken_ns >= granted_ns else 0),
+                last.pressed_ns + (passed if pressing and last_pressing else 0),
             )
         )
 
@@ -151,6 +151,8 @@ class Pacer:
             self._owed_ns += short_ns
         elif self._owed_ns < 0:  # what it leaves unused is set against what it used too much
             self._owed_ns = min(self._owed_ns + short_ns, 0.0)
+        else:  # and whoever does not need it is owed nothing
+            self._owed_ns *= math.exp(-window.length_ns / _MEMORY_NS)
         self._owed_ns = min(max(self._owed_ns, -_OVERRUN_MOST), _OWED_MOST)
 
     def _bound(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,6 @@ from hami.errors import CodecError
 from hami.nodeagent import ownerword, region
 from hami.nodeagent.region_layout import (
     ANONYMOUS_SLOT,
-    MAX_DEVICES,
     MAX_SLOTS,
     USAGE_MAGIC,
     Bucket,
@@ -30,15 +30,14 @@ from hami.nodeagent.region_layout import (
 _HEADER: Final = Usage.slots.offset
 _SLOT: Final = ctypes.sizeof(Slot)
 _ACTIVE: Final = Usage.active.offset
-_BUCKETS: Final = Usage.buckets.offset
 _SUBMITTED: Final = Slot.last_submit_ns.offset
 _ROWS: Final = Slot.rows.offset
 _ROW: Final = ctypes.sizeof(UsageRow)
 _AT_ONCE: Final = 16
 """Slots of one read."""
-_ACTIVE_FORMAT: Final = f"<{MAX_SLOTS // 64}Q"
-_BUCKET_WORDS: Final = ctypes.sizeof(Bucket) // 8
-_BUCKETS_FORMAT: Final = f"<{MAX_DEVICES * _BUCKET_WORDS}Q"
+_FIRST: Final = (1 << _AT_ONCE) - 1
+_WORD: Final = struct.Struct("<Q")
+_ACTIVE_WORDS: Final = struct.Struct(f"<{MAX_SLOTS // 64}Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,8 @@ class UsageProbe:
         """
         self._path = directory / region.USAGE
         self._devices = devices
+        self._buckets = [Usage.buckets.offset + i * ctypes.sizeof(Bucket) for i in range(devices)]
+        self._slots = 1
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._handle = os.open(self._path, flags)
         self._turn = 0
@@ -105,16 +106,15 @@ class UsageProbe:
             CodecError: The file was cut short.
             OSError: It cannot be read.
         """
-        content = self._read(_HEADER + _AT_ONCE * _SLOT, 0)
-        active = struct.unpack_from(_ACTIVE_FORMAT, content, _ACTIVE)
-        taken = struct.unpack_from(_BUCKETS_FORMAT, content, _BUCKETS)[::_BUCKET_WORDS][
-            : self._devices
-        ]
-        latest = self._latest(content, _HEADER, active[0] & (1 << _AT_ONCE) - 1)
-        if active[0] >> _AT_ONCE or any(active[1:]):
+        content = self._read(_HEADER + self._slots * _SLOT, 0)
+        active = _ACTIVE_WORDS.unpack_from(content, _ACTIVE)
+        first, more = active[0] & _FIRST, active[0] >> _AT_ONCE or any(active[1:])
+        latest = self._latest(content, _HEADER, first & (1 << self._slots) - 1)
+        if more:
             latest = max(latest, self._others(active))
-        elif self._submitted:
-            self._submitted.clear()
+        if first.bit_length() != self._slots:  # as many as there are, the next time
+            self._slots = first.bit_length()
+        taken = [_WORD.unpack_from(content, place)[0] for place in self._buckets]
         return Glimpse(min(latest, region.CLAMP_NS), tuple(taken))
 
     def tally(self) -> tuple[Tally, ...]:
@@ -124,8 +124,8 @@ class UsageProbe:
             CodecError: The file was cut short.
             OSError: It cannot be read.
         """
-        active = struct.unpack_from(_ACTIVE_FORMAT, self._read(_HEADER, 0), _ACTIVE)
-        slots = [slot for slot in range(MAX_SLOTS) if active[slot // 64] >> (slot % 64) & 1]
+        active = _ACTIVE_WORDS.unpack_from(self._read(_HEADER, 0), _ACTIVE)
+        slots = [64 * word + bit for word, bits in enumerate(active) for bit in _bits(bits)]
         return tuple(self._tally(slot) for slot in (*slots, ANONYMOUS_SLOT))
 
     def _tally(self, slot: int) -> Tally:
@@ -161,11 +161,8 @@ class UsageProbe:
     @staticmethod
     def _latest(content: bytes, start: int, bits: int) -> int:
         latest = 0
-        while bits:
-            slot = (bits & -bits).bit_length() - 1
-            bits &= bits - 1
-            place = start + slot * _SLOT + _SUBMITTED
-            latest = max(latest, int.from_bytes(content[place : place + 8], "little"))
+        for slot in _bits(bits):
+            latest = max(latest, _WORD.unpack_from(content, start + slot * _SLOT + _SUBMITTED)[0])
         return latest
 
     def _read(self, size: int, offset: int) -> bytes:
@@ -173,3 +170,10 @@ class UsageProbe:
         if len(content) != size:
             raise CodecError(f"{self._path}: expected {size} bytes, met {len(content)}")
         return content
+
+
+def _bits(word: int) -> Iterator[int]:
+    """The numbers of the bits that are set."""
+    while word:
+        yield (word & -word).bit_length() - 1
+        word &= word - 1

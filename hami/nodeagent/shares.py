@@ -2,8 +2,8 @@
 
 Shares are permille of the device's time. A policy of ``disable`` is never paced; ``force`` always
 is, at its limit; ``default`` is not while nobody else uses the device. Contenders of lower priority
-wait while one of higher priority works. The rest is weighted max-min fairness with limits: what
-one does not use, the others get in proportion to their weights.
+wait while one of higher priority works. A limit is a promise as well: whoever has none shares what
+is left, by weight (weighted max-min fairness), and what one does not use the others get.
 """
 
 from __future__ import annotations
@@ -120,21 +120,36 @@ class _Rules:
 
 
 def _portions(running: Sequence[Contender]) -> list[int]:
-    """Whole permille for each, by weight: first what they want, then what is left over."""
+    """Whole permille for each.
+
+    Limits are promises, so those who have one come first, then the others; of either, first what
+    they want, then, if there is any left, what they might come to want.
+    """
     if not running:
         return []
-    weights = [max(contender.weight, 1) for contender in running]
     minimum = min(MINIMUM, WHOLE // len(running))
+    got = [0.0] * len(running)
     room = float(WHOLE - minimum * len(running))
-    ceilings = [float(contender.ceiling - minimum) for contender in running]
-    wants = [
-        max(min(contender.wants * _HEADROOM + _HEADROOM_PERMILLE - minimum, ceiling), 0.0)
-        for contender, ceiling in zip(running, ceilings, strict=True)
-    ]
-    first = fill(room, wants, weights)
-    rest = [ceiling - got for ceiling, got in zip(ceilings, first, strict=True)]
-    more = fill(room - sum(first), rest, weights)
-    return [minimum + int(one + other + 1e-6) for one, other in zip(first, more, strict=True)]
+    for most in (_wanted, _ceiling):
+        for limited in (True, False):
+            group = [i for i, contender in enumerate(running) if contender.limited is limited]
+            more = fill(
+                room,
+                [max(most(running[i]) - minimum - got[i], 0.0) for i in group],
+                [max(running[i].weight, 1) for i in group],
+            )
+            for index, portion in zip(group, more, strict=True):
+                got[index] += portion
+            room -= sum(more)
+    return [minimum + int(portion + 1e-6) for portion in got]
+
+
+def _wanted(contender: Contender) -> float:
+    return min(contender.wants * _HEADROOM + _HEADROOM_PERMILLE, float(contender.ceiling))
+
+
+def _ceiling(contender: Contender) -> float:
+    return float(contender.ceiling)
 
 
 def fill(room: float, wants: Sequence[float], weights: Sequence[int]) -> list[float]:

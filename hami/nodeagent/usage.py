@@ -1,13 +1,16 @@
 """What the driver says of processes on devices, as measurements that the governor can use.
 
-The driver keeps its own time: it publishes a percentage a process now and then, late, and stamps it
-with a clock that it does not name. Here that becomes windows of CLOCK_MONOTONIC, with the device
-time that each process used in them.
+The driver keeps its own time: a percentage of each process that worked, for a period of a length
+that it does not tell, late, and stamped with a clock that it does not name. It shows the newest
+period only, and leaves out who did not work in it. Here that becomes windows of
+CLOCK_MONOTONIC with the device time that each process used in them. Whoever asks more often than
+the driver publishes misses no period, and knows that in those without a word nobody worked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -17,6 +20,10 @@ from hami.nodeagent.pacing import NS
 US: Final = 1000
 IDLE_NS: Final = NS
 """A driver that has published nothing new for so long has nothing to tell: nobody works."""
+_GAPS: Final = 16
+_PERIOD_MIN_US: Final = 10_000
+_QUICK_NS: Final = 150_000_000
+"""Before the period is known, whoever asks this often is thought to miss none."""
 _SAME_CLOCK_NS: Final = 60 * NS
 
 
@@ -84,6 +91,11 @@ class _Device:
     end_ns: int
     newest_us: int = 0
     heard_ns: int = 0
+    asked_ns: int = 0
+    slow: bool = False
+    """Whether since the last news a period may have come and gone unseen."""
+    gaps_us: deque[int] = field(default_factory=lambda: deque(maxlen=_GAPS))
+    """Times between news of late; the shortest is the driver's period."""
 
 
 @dataclass(slots=True)
@@ -115,24 +127,28 @@ class SampleWindows:
             realtime_ns: CLOCK_REALTIME of the same moment.
         """
         device = self._devices.setdefault(uuid, _Device(monotonic_ns, heard_ns=monotonic_ns))
+        period_ns = min(device.gaps_us, default=0) * US
+        device.slow |= monotonic_ns - device.asked_ns > max(period_ns, _QUICK_NS)
+        device.asked_ns = monotonic_ns
         fresh = [sample for sample in samples if sample.time_us > device.newest_us]
         if not fresh:
             return self._idle(device, monotonic_ns)
-        first = device.newest_us == 0
-        device.newest_us = max(sample.time_us for sample in fresh)
-        device.heard_ns = monotonic_ns
-        end_ns = _on_our_clock(device.newest_us * US, monotonic_ns, realtime_ns)
+        news_us = max(sample.time_us for sample in fresh)
+        if device.newest_us and news_us - device.newest_us >= _PERIOD_MIN_US:
+            device.gaps_us.append(news_us - device.newest_us)
+        known, device.newest_us, device.heard_ns = device.newest_us != 0, news_us, monotonic_ns
+        end_ns = _on_our_clock(news_us * US, monotonic_ns, realtime_ns)
         start_ns, device.end_ns = device.end_ns, max(end_ns, device.end_ns)
-        length = end_ns - start_ns
-        if first or length <= 0:  # of whatever time before
+        slow, device.slow = device.slow, False
+        if not known or end_ns <= start_ns:  # of whatever time before
             return None
-        busy: dict[int, float] = {}
-        shares: dict[int, list[int]] = {}
-        for sample in fresh:
-            shares.setdefault(sample.pid, []).append(min(max(sample.percent, 0), 100))
-        for pid, percents in shares.items():
-            busy[pid] = sum(percents) / len(percents) / 100 * length
-        return DeviceWindow(start_ns=start_ns, end_ns=end_ns, busy_ns=MappingProxyType(busy))
+        periods = max(round((end_ns - start_ns) / (min(device.gaps_us) * US)), 1)
+        period_ns = (end_ns - start_ns) // periods
+        return DeviceWindow(
+            start_ns=end_ns - period_ns if slow else start_ns,
+            end_ns=end_ns,
+            busy_ns=MappingProxyType(_busy(fresh, period_ns)),
+        )
 
     def forget(self, keep: Collection[str]) -> None:
         """Drop all devices but these."""
@@ -145,6 +161,14 @@ class SampleWindows:
             return None
         start_ns, device.end_ns = device.end_ns, end_ns
         return DeviceWindow(start_ns=start_ns, end_ns=end_ns, busy_ns=MappingProxyType({}))
+
+
+def _busy(samples: Iterable[ProcessSample], period_ns: int) -> dict[int, float]:
+    """Device time of each process; of one that stands there more than once, the mean counts."""
+    percents: dict[int, list[int]] = {}
+    for sample in samples:
+        percents.setdefault(sample.pid, []).append(min(max(sample.percent, 0), 100))
+    return {pid: sum(met) / len(met) / 100 * period_ns for pid, met in percents.items()}
 
 
 def _on_our_clock(stamp_ns: int, monotonic_ns: int, realtime_ns: int) -> int:

@@ -55,12 +55,12 @@ def create_gpus(path: Path, *models: str, node_name: str) -> Gpus:
 
 
 @functools.cache
-def simulated_gpus() -> Gpus:
-    """The GPUs that ``pynvml`` sees in this process."""
+def simulated_gpus(*models: str) -> Gpus:
+    """The GPUs that ``pynvml`` sees in this process; once others were asked for, it sees those."""
     library = gpu_node.LIBRARY_DIR / "libnvidia-ml.so.1"
     assert library.is_file(), f"{library} is missing: run `python native.py` first"
     directory = Path(tempfile.mkdtemp(prefix="hami-gpus-"))
-    gpus = create_gpus(directory / "node", *MODELS, node_name="test-node")
+    gpus = create_gpus(directory / "node", *(models or MODELS), node_name="test-node")
     os.environ[gpu_node.NODE_ENV] = str(gpus.state)
     ctypes.CDLL(str(library))  # found by its soname from now on
     return gpus

@@ -179,6 +179,22 @@ class GpuProcess:
     used_bytes: int
     busy_ns: int
     """Device time of all kernels that it ever queued."""
+    executed_ns: int
+    """What it has had of that, when the driver last looked at the clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuTime:
+    """How a simulated GPU's time was spent, when its driver last looked at the clock.
+
+    The driver looks when a process queues, waits or asks; every few ms while one waits.
+    """
+
+    time_ns: int
+    """Of CLOCK_MONOTONIC; 0: nobody has used it."""
+    busy_ns: int
+    """Device time given to anyone, ever."""
+    processes: tuple[GpuProcess, ...]
 
 
 def gpu_uuid(node_name: str, index: int) -> str:
@@ -341,14 +357,33 @@ def read_processes(path: Path, gpu: int) -> tuple[GpuProcess, ...]:
     Raises:
         SandboxError: There is no such node or GPU.
     """
+    return read_time(path, gpu).processes
+
+
+def read_time(path: Path, gpu: int) -> GpuTime:
+    """How a GPU's time was spent, and who uses it, all as of the same moment.
+
+    Raises:
+        SandboxError: There is no such node or GPU.
+    """
     with _mapped(path) as node:
         row = _checked(node, gpu)
-        return tuple(
-            GpuProcess(
-                pid=process.pid,
-                used_bytes=process.rows[row].bytes,
-                busy_ns=process.rows[row].busy_ns,
+        timeline = node.timelines[row]
+        while True:  # the driver may move on while we look
+            clock = _Clock.from_buffer_copy(timeline.clocks[timeline.current & 1])
+            processes = tuple(
+                _process(process.pid, process.rows[row], clock)
+                for process in node.processes[: node.process_high]
+                if process.token
             )
-            for process in node.processes[: node.process_high]
-            if process.token
-        )
+            if bytes(timeline.clocks[timeline.current & 1]) == bytes(clock):
+                return GpuTime(time_ns=clock.time_ns, busy_ns=clock.busy_ns, processes=processes)
+
+
+def _process(pid: int, row: _Row, clock: _Clock) -> GpuProcess:
+    return GpuProcess(
+        pid=pid,
+        used_bytes=row.bytes,
+        busy_ns=row.busy_ns,
+        executed_ns=max(0, row.busy_ns - max(0, row.finish_ns - clock.virtual_ns)),
+    )

@@ -124,7 +124,7 @@ CUresult sim_wait_as_legacy(void)
     return result == CUDA_SUCCESS ? sim_stream_wait(stream) : result;
 }
 
-static CUresult create(CUstream *handle, CUcontext context, unsigned flags, int priority)
+CUresult sim_stream_create_in(CUstream *handle, CUcontext context, unsigned flags, int priority)
 {
     if (handle == NULL || flags > STREAM_NON_BLOCKING)
         return CUDA_ERROR_INVALID_VALUE;
@@ -146,17 +146,12 @@ CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned int flags, int pr
 {
     CUcontext context;
     const CUresult result = sim_current(&context);
-    return result == CUDA_SUCCESS ? create(stream, context, flags, priority) : result;
+    return result == CUDA_SUCCESS ? sim_stream_create_in(stream, context, flags, priority) : result;
 }
 
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags)
 {
     return cuStreamCreateWithPriority(stream, flags, LOWEST_PRIORITY);
-}
-
-CUresult sim_stream_create_in(CUstream *stream, CUcontext context, unsigned flags, int priority)
-{
-    return create(stream, context, flags, priority);
 }
 
 /* What is in the stream goes on; only the handle ends. */

@@ -41,6 +41,9 @@ CUresult sim_stream_of(CUstream handle, bool per_thread, struct sim_stream **str
 /* The same for putting work into it: also tells capture, which may forbid it. */
 CUresult sim_stream_for_work(CUstream handle, bool per_thread, struct sim_stream **stream);
 
+/* A new stream of a context that need not be current. */
+CUresult sim_stream_create_in(CUstream *handle, CUcontext context, unsigned flags, int priority);
+
 /* Device time at the end of the stream. Blocks while the process's queue is full. */
 void sim_stream_queue(struct sim_stream *stream, uint64_t duration_ns);
 
