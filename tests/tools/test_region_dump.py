@@ -235,7 +235,7 @@ OWNER = 77 << 42 | 5 << 22 | 9
         (of_control("flags"), 16, "flag is unknown (0x10)"),
         (of_control("device_count"), 0, "lists no device"),
         (of_control("device_count"), 99, "lists 99 devices, of which 16 count"),
-        (of_control("pulse"), 2, "the pulse names the devices 1, the core modes none"),
+        (of_control("pulse"), 2, "the pulse names the devices 1, the core modes 0"),
         (of_control("heartbeat_ns"), 2**62, "the heartbeat is of the future"),
         (of_device(0, "memory_limit_bytes"), 0, "no memory at all"),
         (of_device(0, "memory_limit_bytes"), 2**40, "more memory than it has"),

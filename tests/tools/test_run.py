@@ -302,6 +302,27 @@ def test_a_namespace_leaves_user_and_directory_alone(machine: Machine, runs: Pat
     assert result.stdout.splitlines() == [str(os.getuid()), str(Path.cwd()), "refused"]
 
 
+def test_auto_takes_the_namespace_where_it_changes_nothing_else(
+    machine: Machine, runs: Path, tmp_path: Path
+) -> None:
+    """For root, on a machine where both places exist: shown by a namespace around."""
+    (tmp_path / "vgpu").mkdir()
+    (tmp_path / "preload").touch()
+    script = f"echo preload=$LD_PRELOAD; {PROBE} --fill --check --text"
+    inner = command("--memory", "100", "--", "sh", "-c", script)
+
+    done = subprocess.run(
+        [isolation.HELPER, "--mount-rw", str(tmp_path / "vgpu"), "/usr/local/vgpu",
+         "--mount-rw", str(tmp_path / "preload"), "/etc/ld.so.preload", "--", *inner],
+        env=machine.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    expected = "" if os.getuid() == 0 else str(isolation.SHIM)
+    assert done.stdout.splitlines()[0] == f"preload={expected}"
+    assert "one byte more: CUresult 2" in done.stdout
+
+
 def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path) -> None:
     inner = command("--", "true")
 
