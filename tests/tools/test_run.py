@@ -323,13 +323,31 @@ def test_auto_takes_the_namespace_where_it_changes_nothing_else(
     assert "one byte more: CUresult 2" in done.stdout
 
 
-def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path, way: str) -> None:
     inner = command("--", "true")
 
-    result = run(machine, "--isolation", "namespace", "--", *inner)
+    result = run(machine, "--isolation", way, "--", *inner)
 
     assert result.returncode == 2
     assert "this process is limited already" in result.stderr
+
+
+def test_arguments_of_any_length_and_of_any_bytes(machine: Machine, runs: Path) -> None:
+    strange = os.fsdecode(b"\xff" * 70)
+    program = machine.path / strange
+    program.symlink_to("/bin/true")
+
+    assert run(machine, "--", str(program), *["x" * 1000] * 100).returncode == 0
+    wait_for(lambda: is_empty(runs), "the directory was removed")
+
+
+def test_runs_lie_where_their_user_alone_may_go(tmp_path: Path) -> None:
+    assert rundir.root({"HAMI_RUN_DIR": "/x"}, 5) == Path("/x")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 5) == tmp_path / "hami"
+    assert rundir.root({"XDG_RUNTIME_DIR": "/nowhere"}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 0) == Path("/run/hami")
 
 
 def test_a_preloaded_library_of_the_user_stays(machine: Machine, runs: Path) -> None:
