@@ -1,10 +1,12 @@
 """Which container is a process of the host in? As the kernel says, never as a container does.
 
-In this order: the file at the control file's place in the process's root is the very inode of a
-region's control file; the process maps that file; its cgroup is that of the pod, and of the
-container where several of the pod have regions. What was found out is kept as long as the process
-lives (pid and start time); what could not be is tried again, since a process may yet be on its way.
-Blocking, but for a moment: ``/proc`` only.
+In this order: its cgroup is that of the pod, and of the container where several of the pod have
+regions; the file at the control file's place in the process's root is the very inode of a region's
+control file; the process maps that file. The cgroup comes first, for root in a container may move
+the directories of its own file system about; no link in there is followed, since it would lead
+through the host's. What was found out is kept as long as the process lives (pid and start time);
+what could not be is tried again, since a process may yet be on its way. Blocking, but for a moment:
+``/proc`` only.
 """
 
 from __future__ import annotations
@@ -102,16 +104,31 @@ class Attribution:
         return known
 
     def _tenant(self, pid: int, index: _Index) -> Tenant | None:
-        root = self._proc / str(pid) / "root" / CONTROL_PLACE
+        return (
+            self._by_cgroup(pid, index)
+            or index.files.get(self._control_in_root(pid))
+            or self._by_mapping(pid, index)
+        )
+
+    def _control_in_root(self, pid: int) -> FileId | None:
+        """What stands at the control file's place in the process's own file system."""
+        *directories, name = CONTROL_PLACE.split("/")
         try:
-            status = root.stat()
+            place = os.open(self._proc / str(pid) / "root", os.O_PATH | os.O_DIRECTORY)
+            for directory in directories:
+                above = place
+                try:
+                    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+                    place = os.open(directory, flags, dir_fd=above)
+                finally:
+                    os.close(above)
+            try:
+                status = os.stat(name, dir_fd=place, follow_symlinks=False)
+            finally:
+                os.close(place)
         except OSError:
-            pass  # none there, or hidden from us
-        else:
-            met = index.files.get((status.st_dev, status.st_ino))
-            if met is not None:
-                return met
-        return self._by_cgroup(pid, index) or self._by_mapping(pid, index)
+            return None  # none there, or hidden from us
+        return status.st_dev, status.st_ino
 
     def _by_mapping(self, pid: int, index: _Index) -> Tenant | None:
         """Outside of containers a process shows whose it is by what it has mapped."""
@@ -165,7 +182,7 @@ class _Index:
 
     tenants: tuple[Tenant, ...]
     by_key: Mapping[str, Tenant]
-    files: Mapping[FileId, Tenant]
+    files: Mapping[FileId | None, Tenant]
     mapped: Mapping[tuple[tuple[int, int], int], Tenant]
     """By (major, minor) and inode, as ``/proc/PID/maps`` has it."""
     pods: Mapping[str, list[Tenant]]

@@ -94,6 +94,24 @@ def test_file_of_the_same_content_elsewhere_tells_nothing(
     assert owner_of(proc, tenants, 5) is None
 
 
+def test_link_inside_a_container_leads_nowhere(proc: Proc, tenants: list[Tenant]) -> None:
+    """Root in a container may put a link to another's region where its own stood."""
+    proc.add(5)
+    place = proc.path / "5" / "root" / CONTROL_PLACE
+    place.parent.parent.mkdir(parents=True)
+    place.parent.symlink_to(tenants[2].directory)
+
+    assert owner_of(proc, tenants, 5) is None
+
+
+def test_cgroup_counts_for_more_than_what_a_container_shows(
+    proc: Proc, tenants: list[Tenant]
+) -> None:
+    proc.add(5, cgroup=SPELLINGS[0], control=tenants[2].directory / region.CONTROL)
+
+    assert owner_of(proc, tenants[1:], 5) is tenants[1]
+
+
 @pytest.mark.parametrize("cgroup", SPELLINGS)
 def test_cgroup_tells_the_pod(proc: Proc, tenants: list[Tenant], cgroup: str) -> None:
     proc.add(5, cgroup=cgroup)

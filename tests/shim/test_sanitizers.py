@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import native
+from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu import catalogue
+from tests.support import pacing
 from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Machine
 
 Compile = Callable[..., Path]
@@ -64,6 +66,44 @@ def find_runtime(sanitizer: str) -> str:
     """The sanitizer's library: it must come before all others."""
     command = [*native.compiler(), f"-print-file-name={RUNTIMES[sanitizer]}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", RUNTIMES)
+def test_pacing_is_clean_under(sanitizer: str, tmp_path: Path, compile_program: Compile) -> None:
+    native.build(sanitizer)
+    built = native.ROOT / "build" / sanitizer
+    machine = Machine.create(tmp_path, [catalogue.get("t4")])
+    machine.libraries = built / "hami/sandbox/gpu/lib"
+    container = machine.container(None)
+    environment = {
+        **container.environment,
+        "LD_PRELOAD": f"{find_runtime(sanitizer)}:{built / 'hami/shim/lib/libvgpu.so'}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+    }
+
+    with ControlFile(container.directory) as control:
+        pacing.pace(control, 80 * pacing.SECOND // 100)
+        with Client(compile_program("pacer", "-pthread"), environment) as client:
+            assert client.ask("init", 0) == (0,)
+            assert client.ask("kernel", 200) == (0,)
+            assert client.ask("threads", 8, 50) == (0,)
+            assert client.ask("reset", 0) == (0,)
+            assert client.ask("launch", 100) == (0,)
+            assert client.ask("fork") == (0,)
+            assert client.ask("init", 0) == (0,)
+            assert client.ask("kernel", 200) == (0,)
+            assert client.ask("launch", 100) == (0,)
+            client.tell("end")
+            assert client.answer() == (0,)
+        with Client(compile_program("grapher", "-pthread"), environment) as client:
+            assert client.ask("init", 0) == (0,)
+            assert client.ask("kernel", 200) == (0,)
+            assert client.ask("beside", 10) == (0,)
+            assert client.ask("replay", 50) == (0,)
+            assert client.ask("abandon") == (0,)
+            assert client.ask("replay", 50) == (0,)
 
 
 @pytest.mark.slow

@@ -39,6 +39,8 @@ NVML_LAG_NS: Final = 20_000_000
 _EVENTS: Final = 64
 _SAMPLES: Final = 4
 _POINTS: Final = 4096
+_FAULTS_BYTES: Final = 512
+_NO_PROCESS_UTILIZATION: Final = 1
 _XID_EVENT: Final = 8
 _GPUS_PER_NUMA_NODE: Final = 4
 _BUS_STEP: Final = 0x0F
@@ -154,7 +156,7 @@ class _Node(ctypes.LittleEndianStructure):
         ("faults_version", ctypes.c_uint32),
         ("reserved1", ctypes.c_uint32),
         ("reserved2", ctypes.c_uint8 * 56),
-        ("faults", ctypes.c_char * 512),
+        ("faults", ctypes.c_char * _FAULTS_BYTES),
         ("gpus", _Gpu * MAX_GPUS),
         ("events", _Event * _EVENTS),
         ("timelines", _Timeline * MAX_GPUS),
@@ -336,6 +338,42 @@ def inject_event(path: Path, gpu: int, *, kind: int, data: int = 0) -> None:
             sequence=sequence, gpu=_checked(node, gpu), type=kind, data=data
         )
         node.last_event = sequence
+
+
+def set_faults(path: Path, faults: str) -> None:
+    """Let calls of the CUDA driver fail or take long, in all processes; replaces earlier ones.
+
+    Args:
+        path: The node's state.
+        faults: As HAMI_SIM_FAULTS has them: ``cuMemAlloc_v2:3=2`` fails the third call from now on
+            with 2, ``cuMemAlloc_v2:3+=2`` the later ones too, ``cuLaunchKernel:delay=5ms`` delays
+            each; several with commas. Empty: none.
+
+    Raises:
+        SandboxError: There is no such node, or the text is too long.
+    """
+    text = faults.encode()
+    if len(text) >= _FAULTS_BYTES:
+        raise SandboxError(f"faults: expected less than {_FAULTS_BYTES} bytes, met {len(text)}")
+    with _mapped(path) as node:
+        node.faults = text
+        node.faults_version += 1
+
+
+def set_nvml(path: Path, *, process_utilization: bool = True, delay_ns: int = 0) -> None:
+    """Change how NVML answers.
+
+    Args:
+        path: The node's state.
+        process_utilization: Whether utilisation of processes is supported.
+        delay_ns: How long each query of a device takes.
+
+    Raises:
+        SandboxError: There is no such node.
+    """
+    with _mapped(path) as node:
+        node.nvml_flags = 0 if process_utilization else _NO_PROCESS_UTILIZATION
+        node.nvml_delay_ns = delay_ns
 
 
 def read_use(path: Path) -> tuple[GpuUse, ...]:

@@ -20,6 +20,7 @@ typedef void *CUfunction;
 typedef void *CUgraph;
 typedef void *CUgraphNode;
 typedef void *CUgraphExec;
+typedef void *CUgreenCtx;
 typedef struct {
     unsigned int gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
     CUstream hStream;

@@ -88,7 +88,8 @@ struct sim_context {
 #include "sim_types.h"
 
 /* Declared for each other, and for the table of cuGetProcAddress. */
-#define SIM_FUNCTION(symbol, version, flags, name, parameters) SIM_EXPORT CUresult name parameters;
+#define SIM_FUNCTION(symbol, version, flags, name, parameters)                                     \
+    CUresult name parameters __asm__("sim_do_" #name); /* see sim_gate.c */
 #include "sim_driver.def"
 
 /* The GPU behind an ordinal, or -1. */

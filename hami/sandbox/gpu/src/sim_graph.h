@@ -76,6 +76,9 @@ CUresult sim_capture_check_wait(struct sim_stream *stream);
 CUresult sim_capture_record(CUevent event, struct sim_stream *stream, unsigned flags, bool *handled);
 CUresult sim_capture_wait(struct sim_stream *stream, CUevent event, unsigned flags, bool *handled);
 
+/* A stream is about to be destroyed. */
+void sim_capture_drop_stream(struct sim_stream *stream);
+
 void sim_capture_after_fork(void);
 
 /* Copies and fills of memory, without waiting for anything. */

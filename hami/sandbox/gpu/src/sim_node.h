@@ -132,7 +132,6 @@ _Static_assert(sizeof(struct sim_node) == 768 + 512 * SIM_GPUS + 32 * SIM_EVENTS
 
 enum {
     SIM_NVML_NO_PROCESS_UTILIZATION = 1, /* it is not supported */
-    SIM_NVML_OWN_PIDS = 2,               /* lists of processes show pids of the caller's namespace */
 };
 
 /* Map the file of $HAMI_SIM_NODE once. NULL: not set, or not such a file. */
