@@ -302,13 +302,52 @@ def test_a_namespace_leaves_user_and_directory_alone(machine: Machine, runs: Pat
     assert result.stdout.splitlines() == [str(os.getuid()), str(Path.cwd()), "refused"]
 
 
-def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path) -> None:
+def test_auto_takes_the_namespace_where_it_changes_nothing_else(
+    machine: Machine, runs: Path, tmp_path: Path
+) -> None:
+    """For root, on a machine where both places exist: shown by a namespace around."""
+    (tmp_path / "vgpu").mkdir()
+    (tmp_path / "preload").touch()
+    script = f"echo preload=$LD_PRELOAD; {PROBE} --fill --check --text"
+    inner = command("--memory", "100", "--", "sh", "-c", script)
+
+    done = subprocess.run(
+        [isolation.HELPER, "--mount-rw", str(tmp_path / "vgpu"), "/usr/local/vgpu",
+         "--mount-rw", str(tmp_path / "preload"), "/etc/ld.so.preload", "--", *inner],
+        env=machine.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    expected = "" if os.getuid() == 0 else str(isolation.SHIM)
+    assert done.stdout.splitlines()[0] == f"preload={expected}"
+    assert "one byte more: CUresult 2" in done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path, way: str) -> None:
     inner = command("--", "true")
 
-    result = run(machine, "--isolation", "namespace", "--", *inner)
+    result = run(machine, "--isolation", way, "--", *inner)
 
     assert result.returncode == 2
     assert "this process is limited already" in result.stderr
+
+
+def test_arguments_of_any_length_and_of_any_bytes(machine: Machine, runs: Path) -> None:
+    strange = os.fsdecode(b"\xff" * 70)
+    program = machine.path / strange
+    program.symlink_to("/bin/true")
+
+    assert run(machine, "--", str(program), *["x" * 1000] * 100).returncode == 0
+    wait_for(lambda: is_empty(runs), "the directory was removed")
+
+
+def test_runs_lie_where_their_user_alone_may_go(tmp_path: Path) -> None:
+    assert rundir.root({"HAMI_RUN_DIR": "/x"}, 5) == Path("/x")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 5) == tmp_path / "hami"
+    assert rundir.root({"XDG_RUNTIME_DIR": "/nowhere"}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 0) == Path("/run/hami")
 
 
 def test_a_preloaded_library_of_the_user_stays(machine: Machine, runs: Path) -> None:
