@@ -72,7 +72,12 @@ class Machine:
         return environment
 
     def container(
-        self, *limits: int | None, name: str = "container", first_gpu: int = 0
+        self,
+        *limits: int | None,
+        name: str = "container",
+        first_gpu: int = 0,
+        priority: int = 1,
+        flags: region.Flag = region.Flag.NONE,
     ) -> Container:
         """A container with one GPU for each limit (bytes, None: none), beginning at first_gpu."""
         directory = self.path / name
@@ -84,6 +89,8 @@ class Machine:
                 region.RegionDevice(uuid=uuid, memory_limit_bytes=limit)
                 for uuid, limit in zip(uuids, limits, strict=True)
             ],
+            priority=priority,
+            flags=flags,
         )
         return Container(machine=self, directory=directory, uuids=uuids)
 

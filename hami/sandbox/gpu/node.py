@@ -65,7 +65,9 @@ class _Gpu(ctypes.LittleEndianStructure):
         ("reserved_bytes", ctypes.c_uint64),
         ("used_bytes", ctypes.c_uint64),
         ("peak_bytes", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint8 * 272),
+        ("evicted_bytes", ctypes.c_uint64),
+        ("moved_bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint8 * 256),
     )
 
 
@@ -112,12 +114,20 @@ class _Timeline(ctypes.LittleEndianStructure):
     )
 
 
+class _Managed(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("total", ctypes.c_uint64 * 3),
+        ("resident", ctypes.c_uint64 * 3),
+    )
+
+
 class _Process(ctypes.LittleEndianStructure):
     _fields_ = (
         ("token", ctypes.c_uint64),
         ("pid", ctypes.c_int32),
         ("reserved", ctypes.c_uint32),
         ("rows", _Row * MAX_GPUS),
+        ("managed", _Managed * MAX_GPUS),
     )
 
 
@@ -169,6 +179,10 @@ class GpuUse:
     used_bytes: int
     peak_bytes: int
     """The most that was ever held at once; by living processes, if peaks are exact."""
+    evicted_bytes: int = 0
+    """Managed memory that had to leave the device, ever."""
+    moved_bytes: int = 0
+    """Managed memory that kernels had to fetch from the host, ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +344,12 @@ def read_use(path: Path) -> tuple[GpuUse, ...]:
     """
     with _mapped(path) as node:
         return tuple(
-            GpuUse(used_bytes=gpu.used_bytes, peak_bytes=gpu.peak_bytes)
+            GpuUse(
+                used_bytes=gpu.used_bytes,
+                peak_bytes=gpu.peak_bytes,
+                evicted_bytes=gpu.evicted_bytes,
+                moved_bytes=gpu.moved_bytes,
+            )
             for gpu in node.gpus[: node.gpu_count]
         )
 

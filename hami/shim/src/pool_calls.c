@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 
+#include "capture.h"
 #include "hooks.h"
 #include "memory.h"
 #include "pools.h"
@@ -75,12 +76,10 @@ static CUresult current_pool(CUstream stream, CUmemoryPool *handle)
 
 enum form { LEGACY, PER_THREAD }; /* which stream a NULL stands for */
 
-static bool is_capturing(CUstream stream, enum form form)
+static bool is_recorded(CUstream stream, enum form form)
 {
-    int status = CU_STREAM_CAPTURE_STATUS_NONE;
-    const CUresult result = form == PER_THREAD ? HAMI_CUDA(cuStreamIsCapturing_ptsz, stream, &status)
-                                               : HAMI_CUDA(cuStreamIsCapturing, stream, &status);
-    return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+    return hami_capture_is_active() &&
+           hami_capture_covers(form == PER_THREAD ? hami_stream_per_thread(stream) : stream);
 }
 
 /* Announce an allocation of `bytes` from a pool, NULL: the stream's own. Not CUDA_SUCCESS: give that to
@@ -90,7 +89,7 @@ static CUresult begin(struct hami_growth *growth, uint64_t bytes, CUmemoryPool h
 {
     const enum hami_attachment attachment = hami_start();
     *growth = (struct hami_growth){.pool = NULL};
-    if (attachment == HAMI_INERT || is_capturing(stream, form))
+    if (attachment == HAMI_INERT || is_recorded(stream, form))
         return CUDA_SUCCESS;
     const CUresult result = handle == NULL ? current_pool(stream, &handle) : CUDA_SUCCESS;
     if (result != CUDA_SUCCESS)

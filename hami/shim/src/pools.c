@@ -206,8 +206,7 @@ static uint64_t least_growth(struct hami_pool *pool, uint64_t bytes)
     return bytes <= spare ? 0 : worst_growth(pool, bytes - spare);
 }
 
-/* Let unused reserve on the device go. Returns whether that made room. */
-static bool relieve(unsigned device)
+bool hami_pools_relieve(unsigned device)
 {
     uint64_t before = 0, after = 0;
     for (struct hami_pool *pool = atomic_load(&first); pool != NULL; pool = pool->next) {
@@ -225,12 +224,22 @@ int hami_charge(unsigned device, uint64_t bytes)
 {
     if (__builtin_expect(hami_limits_charge(hami_region(), device, bytes) == 0, 1))
         return 0;
-    if (atomic_load(&hami_pools_known) == 0 || !relieve(device))
+    if (atomic_load(&hami_pools_known) == 0 || !hami_pools_relieve(device))
         return -ENOMEM;
     return hami_limits_charge(hami_region(), device, bytes);
 }
 
-int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+static int try_to_announce(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+{
+    const uint64_t worst = worst_growth(pool, bytes);
+    if (announce(pool, worst, growth) == 0)
+        return 0;
+    const uint64_t least = least_growth(pool, bytes);
+    return least < worst ? announce(pool, least, growth) : -ENOMEM;
+}
+
+int hami_pool_admit_likely(struct hami_pool *pool, uint64_t bytes, uint64_t likely,
+                           struct hami_growth *growth)
 {
     *growth = (struct hami_growth){.pool = NULL};
     if (!pool->counted)
@@ -238,15 +247,23 @@ int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *
     if (pool->device == HAMI_UNLISTED)
         return -ENOMEM;
     for (bool relieved = false;; relieved = true) {
-        const uint64_t worst = worst_growth(pool, bytes);
-        if (announce(pool, worst, growth) == 0)
+        if (try_to_announce(pool, bytes, growth) == 0)
             return 0;
-        const uint64_t least = least_growth(pool, bytes);
-        if (least < worst && announce(pool, least, growth) == 0)
+        if (likely < bytes && try_to_announce(pool, likely, growth) == 0)
             return 0;
-        if (relieved || !relieve((unsigned)pool->device))
+        if (relieved || !hami_pools_relieve((unsigned)pool->device))
             return -ENOMEM;
     }
+}
+
+int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+{
+    return hami_pool_admit_likely(pool, bytes, bytes, growth);
+}
+
+uint64_t hami_pool_charged(const struct hami_pool *pool)
+{
+    return pool->charged;
 }
 
 /* Only what others in flight announced may stay announced. */

@@ -47,6 +47,13 @@ struct hami_pool *hami_pool_add(const void *handle, const struct hami_pool_kind 
 /* Announce the growth that `bytes` more may cause. -ENOMEM: it does not fit. */
 int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth);
 
+/* The same where less than `bytes` will do if we are right: where `bytes` do not fit, `likely` must. */
+int hami_pool_admit_likely(struct hami_pool *pool, uint64_t bytes, uint64_t likely,
+                           struct hami_growth *growth);
+
+/* What it is charged. */
+uint64_t hami_pool_charged(const struct hami_pool *pool);
+
 /* After the driver's call, whatever came of it. -ENOMEM: the reserve has grown by more than was
  * announced, and that does not fit. */
 int hami_pool_settle(const struct hami_growth *growth);
@@ -57,6 +64,9 @@ void hami_pool_shrink(struct hami_pool *pool);
 /* Measure it again: something may have changed. */
 void hami_pool_measure(struct hami_pool *pool);
 void hami_pools_measure(void); /* all of them */
+
+/* Let unused reserve of this process on the device go. Returns whether that made room. */
+bool hami_pools_relieve(unsigned device);
 
 /* Around the driver's destruction of a pool. */
 struct hami_pool *hami_pool_begin_destroy(const void *handle);

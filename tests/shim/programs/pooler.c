@@ -7,6 +7,13 @@
  *   async BYTES | from POOL BYTES | loop POOL BYTES COUNT   take and give back COUNT times: how many got it
  *   default ORDINAL | current ORDINAL | set-current ORDINAL POOL
  *   create LOCATION ID MAXIMUM | destroy POOL | trim POOL KEEP | get POOL ATTRIBUTE | set POOL ATTRIBUTE VALUE
+ *   managed BYTES | pitch WIDTH HEIGHT | advise ADDRESS BYTES ADVICE | prefetch ADDRESS BYTES | is-managed ADDRESS
+ *   kernel COUNT MICROSECONDS   run so many kernels: nanoseconds until they were done
+ *   graph   begin a graph; its nodes form a chain, those added with 1 for ALONE depend on nothing
+ *   node-alloc BYTES ORDINAL ALONE | node-free ADDRESS | wrap   make the graph the child of a new one
+ *   capture | end-capture   of the stream that all calls use from then on; the graph is what came of it
+ *   instantiate FORM FLAGS | launch EXEC | upload EXEC | drop EXEC | trim-graphs ORDINAL
+ *   graph-memory ORDINAL ATTRIBUTE
  *   sync-stream | sync-event | sync | info | nvml UUID | reset | fork
  */
 #define _GNU_SOURCE
@@ -16,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -28,6 +36,31 @@ typedef struct {
     size_t max_bytes;
     unsigned char reserved[56];
 } pool_properties;
+
+typedef struct {
+    pool_properties pool;
+    const void *access;
+    size_t access_count;
+    size_t bytes;
+    uint64_t address;
+} allocation_node;
+typedef struct {
+    int type;
+    int reserved0[3];
+    union {
+        long long reserved1[29];
+        struct {
+            void *graph;
+            int ownership;
+        } child;
+    };
+    long long reserved2;
+} node_parameters;
+typedef struct {
+    uint64_t flags;
+    void *stream, *culprit;
+    int result;
+} instantiation;
 
 #define FUNCTIONS(X)                                                                               \
     X(cuInit, cuInit, 2000, (unsigned))                                                            \
@@ -48,6 +81,36 @@ typedef struct {
     X(cuMemPoolTrimTo, cuMemPoolTrimTo, 11020, (void *, size_t))                                   \
     X(cuMemPoolGetAttribute, cuMemPoolGetAttribute, 11020, (void *, int, void *))                  \
     X(cuMemPoolSetAttribute, cuMemPoolSetAttribute, 11020, (void *, int, void *))                  \
+    X(cuMemAllocManaged, cuMemAllocManaged, 6000, (uint64_t *, size_t, unsigned))                  \
+    X(cuMemAllocPitch_v2, cuMemAllocPitch, 3020, (uint64_t *, size_t *, size_t, size_t, unsigned)) \
+    X(cuMemAdvise, cuMemAdvise, 8000, (uint64_t, size_t, int, int))                                \
+    X(cuMemPrefetchAsync, cuMemPrefetchAsync, 8000, (uint64_t, size_t, int, void *))               \
+    X(cuPointerGetAttribute, cuPointerGetAttribute, 4000, (void *, int, uint64_t))                 \
+    X(cuModuleLoadData, cuModuleLoadData, 2000, (void **, const void *))                           \
+    X(cuModuleUnload, cuModuleUnload, 2000, (void *))                                              \
+    X(cuModuleGetFunction, cuModuleGetFunction, 2000, (void **, void *, const char *))             \
+    X(cuLaunchKernel, cuLaunchKernel, 7000,                                                        \
+      (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, \
+       void **))                                                                                   \
+    X(cuStreamCreate, cuStreamCreate, 2000, (void **, unsigned))                                   \
+    X(cuStreamBeginCapture_v2, cuStreamBeginCapture, 10010, (void *, int))                         \
+    X(cuStreamEndCapture, cuStreamEndCapture, 10000, (void *, void **))                            \
+    X(cuGraphCreate, cuGraphCreate, 10000, (void **, unsigned))                                    \
+    X(cuGraphAddNode, cuGraphAddNode, 12020, (void **, void *, void **, size_t, node_parameters *)) \
+    X(cuGraphAddMemAllocNode, cuGraphAddMemAllocNode, 11040,                                       \
+      (void **, void *, void **, size_t, allocation_node *))                                       \
+    X(cuGraphAddMemFreeNode, cuGraphAddMemFreeNode, 11040,                                         \
+      (void **, void *, void **, size_t, uint64_t))                                                \
+    X(cuGraphInstantiate, cuGraphInstantiate, 10000, (void **, void *, void **, char *, size_t))   \
+    X(cuGraphInstantiate_v2, cuGraphInstantiate, 11000, (void **, void *, void **, char *, size_t)) \
+    X(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags, 11040, (void **, void *, uint64_t)) \
+    X(cuGraphInstantiateWithParams, cuGraphInstantiateWithParams, 12000,                           \
+      (void **, void *, instantiation *))                                                          \
+    X(cuGraphExecDestroy, cuGraphExecDestroy, 10000, (void *))                                     \
+    X(cuGraphLaunch, cuGraphLaunch, 10000, (void *, void *))                                       \
+    X(cuGraphUpload, cuGraphUpload, 11010, (void *, void *))                                       \
+    X(cuDeviceGraphMemTrim, cuDeviceGraphMemTrim, 11040, (int))                                    \
+    X(cuDeviceGetGraphMemAttribute, cuDeviceGetGraphMemAttribute, 11040, (int, int, void *))       \
     X(cuStreamSynchronize, cuStreamSynchronize, 7000, (void *))                                    \
     X(cuCtxSynchronize, cuCtxSynchronize, 2000, (void))                                            \
     X(cuEventCreate, cuEventCreate, 2000, (void **, unsigned))                                     \
@@ -102,6 +165,8 @@ static void load(void)
 }
 
 static int ordinal;
+static void *stream; /* that asynchronous calls use */
+static void *graph, *last_node;
 
 static int init(int wanted)
 {
@@ -118,7 +183,7 @@ static int synchronize_by_event(void)
     void *event = NULL;
     int result = cuEventCreate(&event, 0);
     if (result == 0)
-        result = cuEventRecord(event, NULL);
+        result = cuEventRecord(event, stream);
     return result != 0 ? result : cuEventSynchronize(event);
 }
 
@@ -127,13 +192,13 @@ static unsigned long long loop(void *pool, size_t bytes, unsigned long long coun
     unsigned long long got = 0;
     for (unsigned long long i = 0; i < count; i++) {
         uint64_t address = 0;
-        if ((pool != NULL ? cuMemAllocFromPoolAsync(&address, bytes, pool, NULL)
-                          : cuMemAllocAsync(&address, bytes, NULL)) != 0)
+        if ((pool != NULL ? cuMemAllocFromPoolAsync(&address, bytes, pool, stream)
+                          : cuMemAllocAsync(&address, bytes, stream)) != 0)
             continue;
         got++;
-        cuMemFreeAsync(address, NULL);
+        cuMemFreeAsync(address, stream);
         if (i % 3 == 0)
-            cuStreamSynchronize(NULL);
+            cuStreamSynchronize(stream);
     }
     return got;
 }
@@ -170,6 +235,77 @@ static int tell_nvml(const char *uuid)
     return printf("%d %llu %llu %llu\n", result, memory.free, memory.total, memory.used);
 }
 
+static int run_kernels(int count, int microseconds, unsigned long long *took_ns)
+{
+    struct timespec start, end;
+    void *module = NULL, *function = NULL;
+    char image[64];
+    snprintf(image, sizeof image, "hami-sim kernels\nwave %d\n", microseconds);
+    int result = cuModuleLoadData(&module, image);
+    if (result == 0)
+        result = cuModuleGetFunction(&function, module, "wave");
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    for (int i = 0; i < count && result == 0; i++)
+        result = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, NULL, NULL, NULL);
+    if (result == 0)
+        result = cuStreamSynchronize(stream);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    *took_ns = (unsigned long long)((end.tv_sec - start.tv_sec) * 1000000000 + end.tv_nsec - start.tv_nsec);
+    cuModuleUnload(module);
+    return result;
+}
+
+static int begin_graph(void)
+{
+    last_node = NULL;
+    return cuGraphCreate(&graph, 0);
+}
+
+static int add_allocation(size_t bytes, int device, int alone, uint64_t *address)
+{
+    allocation_node wanted = {
+        .pool = {.allocation_type = 1, .location = {1, device}}, .bytes = bytes};
+    void *node = NULL;
+    const int result =
+        cuGraphAddMemAllocNode(&node, graph, &last_node, last_node != NULL && !alone, &wanted);
+    *address = wanted.address;
+    last_node = node;
+    return result;
+}
+
+static int add_free(uint64_t address)
+{
+    void *node = NULL;
+    const int result = cuGraphAddMemFreeNode(&node, graph, &last_node, last_node != NULL, address);
+    last_node = node;
+    return result;
+}
+
+static int wrap(void)
+{
+    node_parameters moved = {.type = 4, .child = {graph, 1}};
+    const int result = begin_graph();
+    return result != 0 ? result : cuGraphAddNode(&last_node, graph, NULL, 0, &moved);
+}
+
+static int begin_capture(void)
+{
+    const int result = stream != NULL ? 0 : cuStreamCreate(&stream, 1);
+    return result != 0 ? result : cuStreamBeginCapture_v2(stream, 0);
+}
+
+static int instantiate(int form, uint64_t flags, void **executable)
+{
+    instantiation how = {.flags = flags};
+    char log[16];
+    switch (form) {
+    case 1: return cuGraphInstantiate(executable, graph, NULL, log, sizeof log);
+    case 2: return cuGraphInstantiate_v2(executable, graph, NULL, log, sizeof log);
+    case 3: return cuGraphInstantiateWithFlags(executable, graph, flags);
+    default: return cuGraphInstantiateWithParams(executable, graph, &how);
+    }
+}
+
 static void fork_and_wait(void)
 {
     const pid_t child = fork();
@@ -187,6 +323,41 @@ static int pair(int result, unsigned long long value)
 
 #define IS(text) (strcmp(order, text) == 0)
 
+/* Orders about graphs; 0: it is none. */
+static int obey_graphs(const char *order, unsigned long long a, unsigned long long b,
+                       unsigned long long c)
+{
+    uint64_t address = 0;
+    void *executable = NULL;
+    unsigned long long value = 0;
+    int result;
+    if (IS("graph"))
+        return printf("%d\n", begin_graph());
+    if (IS("node-alloc"))
+        return result = add_allocation(a, (int)b, (int)c, &address), pair(result, address);
+    if (IS("node-free"))
+        return printf("%d\n", add_free(a));
+    if (IS("wrap"))
+        return printf("%d\n", wrap());
+    if (IS("capture"))
+        return printf("%d\n", begin_capture());
+    if (IS("end-capture"))
+        return printf("%d\n", cuStreamEndCapture(stream, &graph));
+    if (IS("instantiate"))
+        return result = instantiate((int)a, b, &executable), pair(result, (uintptr_t)executable);
+    if (IS("launch"))
+        return printf("%d\n", cuGraphLaunch((void *)a, stream));
+    if (IS("upload"))
+        return printf("%d\n", cuGraphUpload((void *)a, stream));
+    if (IS("drop"))
+        return printf("%d\n", cuGraphExecDestroy((void *)a));
+    if (IS("trim-graphs"))
+        return printf("%d\n", cuDeviceGraphMemTrim((int)a));
+    if (IS("graph-memory"))
+        return result = cuDeviceGetGraphMemAttribute((int)a, (int)b, &value), pair(result, value);
+    return 0;
+}
+
 static int obey(const char *order, const char *text, unsigned long long a, unsigned long long b,
                 unsigned long long c)
 {
@@ -194,7 +365,20 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     void *pool = NULL;
     unsigned long long value = 0;
     size_t free_bytes = 0, total = 0;
-    int result;
+    int result, truth = 0;
+    if (IS("managed"))
+        return result = cuMemAllocManaged(&address, a, 1), pair(result, address);
+    if (IS("pitch"))
+        return result = cuMemAllocPitch_v2(&address, &total, a, b, 4),
+               printf("%d %llu %zu\n", result, (unsigned long long)address, total);
+    if (IS("advise"))
+        return printf("%d\n", cuMemAdvise(a, b, (int)c, ordinal));
+    if (IS("prefetch"))
+        return printf("%d\n", cuMemPrefetchAsync(a, b, ordinal, NULL));
+    if (IS("is-managed"))
+        return result = cuPointerGetAttribute(&truth, 8, a), pair(result, (unsigned long long)truth);
+    if (IS("kernel"))
+        return result = run_kernels((int)a, (int)b, &value), pair(result, value);
     if (IS("init"))
         return printf("%d\n", init((int)a));
     if (IS("alloc"))
@@ -202,11 +386,11 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     if (IS("free"))
         return printf("%d\n", cuMemFree_v2(a));
     if (IS("free-async"))
-        return printf("%d\n", cuMemFreeAsync(a, NULL));
+        return printf("%d\n", cuMemFreeAsync(a, stream));
     if (IS("async"))
-        return result = cuMemAllocAsync(&address, a, NULL), pair(result, address);
+        return result = cuMemAllocAsync(&address, a, stream), pair(result, address);
     if (IS("from"))
-        return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, NULL), pair(result, address);
+        return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, stream), pair(result, address);
     if (IS("loop"))
         return pair(0, loop((void *)a, b, c));
     if (IS("default"))
@@ -226,7 +410,7 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     if (IS("set"))
         return printf("%d\n", set_attribute((void *)a, (int)b, c));
     if (IS("sync-stream"))
-        return printf("%d\n", cuStreamSynchronize(NULL));
+        return printf("%d\n", cuStreamSynchronize(stream));
     if (IS("sync-event"))
         return printf("%d\n", synchronize_by_event());
     if (IS("sync"))
@@ -257,7 +441,8 @@ int main(void)
         sscanf(line, "%*s %llu %llu %llu", &a, &b, &c);
         if (IS("exit"))
             return (int)a;
-        obey(order, text, a, b, c);
+        if (obey_graphs(order, a, b, c) == 0)
+            obey(order, text, a, b, c);
         fflush(stdout);
     }
     return 0;

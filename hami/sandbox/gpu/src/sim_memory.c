@@ -119,26 +119,26 @@ static void release(const struct hami_pointer *pointer, void *argument)
     (void)argument;
     if (pointer->device >= SIM_POOL_DEVICE) {
         sim_pool_release(pointer);
-        return;
+    } else if (pointer->device >= SIM_GRAPH_DEVICE) {
+        sim_graph_memory_release(pointer);
+    } else if (pointer->device >= SIM_MANAGED_DEVICE) {
+        sim_managed_release(pointer);
+    } else {
+        sim_give_address(pointer->address, pointer->bytes);
+        sim_node_give(pointer->device, pointer->bytes);
     }
-    sim_give_address(pointer->address, pointer->bytes);
-    sim_node_give(pointer->device, pointer->bytes);
 }
 
 void sim_free_context_memory(CUcontext context)
 {
     hami_pointers_take_context(context, release, NULL);
     sim_pools_drop_unused(context->gpu);
+    sim_graph_memory_drop_unused(context->gpu);
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
 {
     return allocate(address, bytes);
-}
-
-CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned int flags)
-{
-    return flags == 1 || flags == 2 ? allocate(address, bytes) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height,
@@ -159,12 +159,15 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, s
 CUresult cuMemFree_v2(CUdeviceptr address)
 {
     CUcontext context;
-    struct hami_pointer pointer;
     CUresult result = sim_current(&context);
     if (result == CUDA_SUCCESS)
         result = sim_check_unsafe_call();
-    if (result != CUDA_SUCCESS || address == 0)
-        return result;
+    return result != CUDA_SUCCESS || address == 0 ? result : sim_free(address);
+}
+
+CUresult sim_free(CUdeviceptr address)
+{
+    struct hami_pointer pointer;
     if (!hami_pointers_take(address, &pointer))
         return CUDA_ERROR_INVALID_VALUE;
     release(&pointer, NULL);

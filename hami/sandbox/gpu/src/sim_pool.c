@@ -169,7 +169,19 @@ static CUresult take(CUmemoryPool pool, uint64_t bytes)
     return CUDA_SUCCESS;
 }
 
-static CUresult allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUcontext context)
+bool sim_pool_device(CUmemoryPool pool, CUcontext context, unsigned *gpu)
+{
+    pthread_mutex_lock(&pools_lock);
+    if (pool == NULL)
+        pool = current_pool(context->gpu);
+    const bool valid = pool != NULL && is_alive(pool) && pool->on_device;
+    if (valid)
+        *gpu = pool->gpu;
+    pthread_mutex_unlock(&pools_lock);
+    return valid;
+}
+
+CUresult sim_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUcontext context)
 {
     struct hami_pointer stale;
     const uint64_t size = sim_round_up(bytes, SIM_SMALL_BYTES);
@@ -192,46 +204,6 @@ static CUresult allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, 
     }
     *address = pointer.address;
     return CUDA_SUCCESS;
-}
-
-CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream)
-{
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    (void)stream;
-    return result == CUDA_SUCCESS ? allocate(address, bytes, NULL, context) : result;
-}
-
-CUresult cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream)
-{
-    return cuMemAllocAsync(address, bytes, stream);
-}
-
-CUresult cuMemAllocFromPoolAsync(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUstream stream)
-{
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    (void)stream;
-    if (result == CUDA_SUCCESS && pool == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    return result == CUDA_SUCCESS ? allocate(address, bytes, pool, context) : result;
-}
-
-CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *address, size_t bytes, CUmemoryPool pool,
-                                      CUstream stream)
-{
-    return cuMemAllocFromPoolAsync(address, bytes, pool, stream);
-}
-
-CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream)
-{
-    (void)stream; /* of plain memory as well, which then goes at once */
-    return cuMemFree_v2(address);
-}
-
-CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
-{
-    return cuMemFreeAsync(address, stream);
 }
 
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)
