@@ -112,7 +112,7 @@ def run(rounds: int) -> list[dict[str, Any]]:
     )
     with tempfile.TemporaryDirectory() as name:
         program = Path(name) / "pooler"
-        native.compile_c(program, [POOLER], [])
+        native.compile_c(program, [POOLER], ["-pthread"])
         machine = Machine.create(Path(name), [small])
         return [*alone(machine, program, rounds), *together(machine, program, rounds)]
 

@@ -32,7 +32,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def start_pooler(compile_program: Compile) -> Iterator[StartPooler]:
     """Starts ``pooler`` processes in a container (a machine: without the shim)."""
-    program = compile_program("pooler")
+    program = compile_program("pooler", "-pthread")
     started: list[Client] = []
 
     def start(container: Container | Machine) -> Client:

@@ -34,7 +34,7 @@ def exact(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def start_pooler(compile_program: Compile) -> Iterator[StartPooler]:
     """Starts ``pooler`` processes in a container (None: without the shim), on its first device."""
-    program = compile_program("pooler")
+    program = compile_program("pooler", "-pthread")
     started: list[Client] = []
 
     def start(container: Container | Machine, **env: str) -> Client:
@@ -438,6 +438,93 @@ def test_32_racing_processes_never_pass_the_limit(
     for client in clients:
         assert client.ask("sync") == (0,)
     assert container.used_bytes() == exact.used_bytes() == 0
+
+
+def test_racing_threads_leave_nothing_behind(exact: Machine, start_pooler: StartPooler) -> None:
+    container = exact.container(LIMIT)
+    client = start_pooler(container)
+
+    granted = client.ask("race", 16, 2 * STEP, 200)[1]
+
+    assert granted > 200
+    assert client.ask("sync") == (0,)
+    assert container.used_bytes() == exact.used_bytes() == 0
+    assert client.ask("async", LIMIT)[0] == 0
+
+
+def test_stream_of_another_device_takes_from_that_devices_pool(
+    exact: Machine, start_pooler: StartPooler
+) -> None:
+    container = exact.container(LIMIT, STEP)
+    client = start_pooler(container)
+    assert client.ask("stream", 1) == (0,)
+
+    address = value(client, "async", STEP)
+
+    assert (container.used_bytes(0), container.used_bytes(1)) == (0, STEP)
+    assert client.ask("async", 1)[0] == OUT_OF_MEMORY
+    assert client.ask("free-async", address) == (0,)
+    assert client.ask("sync-stream") == (0,)
+    assert (container.used_bytes(0), container.used_bytes(1)) == (0, 0)
+
+
+# --- drivers whose pools grow by more or by less ---
+
+
+@pytest.fixture
+def stepping(tmp_path: Path) -> Iterator[Callable[[int], Machine]]:
+    """Makes a machine whose pools grow by so many bytes."""
+    machines: list[Machine] = []
+
+    def make(step: int) -> Machine:
+        gpus = [catalogue.get("h100")]
+        machines.append(Machine.create(tmp_path, gpus, exact_peaks=True, pool_step_bytes=step))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.stop()
+
+
+def test_smaller_steps_are_learnt_and_the_limit_can_be_used_up(
+    stepping: Callable[[int], Machine], start_pooler: StartPooler
+) -> None:
+    machine = stepping(2 * MIB)
+    container = machine.container(100 * MIB)
+    client = start_pooler(container)
+
+    value(client, "async", 50 * MIB)
+    value(client, "async", 50 * MIB)
+
+    assert container.used_bytes() == machine.peak_bytes() == 100 * MIB
+    assert client.ask("async", 1)[0] == OUT_OF_MEMORY
+
+
+def test_larger_steps_are_charged_when_they_are_seen_and_known_from_then_on(
+    stepping: Callable[[int], Machine], start_pooler: StartPooler
+) -> None:
+    machine = stepping(64 * MIB)
+    container = machine.container(100 * MIB)
+    client = start_pooler(container)
+
+    value(client, "async", MIB)
+    assert container.used_bytes() == 64 * MIB
+    assert client.ask("async", 64 * MIB)[0] == OUT_OF_MEMORY
+
+    assert machine.peak_bytes() == container.used_bytes() == 64 * MIB
+
+
+def test_step_that_does_not_fit_is_given_back(
+    stepping: Callable[[int], Machine], start_pooler: StartPooler
+) -> None:
+    machine = stepping(64 * MIB)
+    container = machine.container(50 * MIB)
+    client = start_pooler(container)
+
+    assert client.ask("async", MIB)[0] == OUT_OF_MEMORY
+
+    assert container.used_bytes() == machine.used_bytes() == 0
+    assert client.ask("alloc", 50 * MIB)[0] == 0
 
 
 # --- any sequence of calls, against an oracle ---

@@ -33,6 +33,7 @@ VERSION: Final = 2
 DRIVER_VERSION: Final = "570.133.20"
 CUDA_VERSION: Final = 12080
 QUEUE_DEPTH: Final = 1024
+POOL_STEP_BYTES: Final = 32 * 2**20
 NVML_PERIOD_NS: Final = 166_666_667
 NVML_LAG_NS: Final = 20_000_000
 
@@ -163,7 +164,8 @@ class _Node(ctypes.LittleEndianStructure):
         ("queue_depth", ctypes.c_uint32),
         ("faults_version", ctypes.c_uint32),
         ("reserved1", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint8 * 56),
+        ("pool_step_bytes", ctypes.c_uint64),
+        ("reserved2", ctypes.c_uint8 * 48),
         ("faults", ctypes.c_char * 512),
         ("gpus", _Gpu * MAX_GPUS),
         ("events", _Event * _EVENTS),
@@ -211,6 +213,7 @@ def create_node_state(
     context_bytes: int = 0,
     exact_peaks: bool = False,
     queue_depth: int = QUEUE_DEPTH,
+    pool_step_bytes: int = POOL_STEP_BYTES,
     nvml_period_ns: int = NVML_PERIOD_NS,
     nvml_lag_ns: int = NVML_LAG_NS,
 ) -> tuple[str, ...]:
@@ -225,6 +228,7 @@ def create_node_state(
         context_bytes: Device memory that every CUDA context takes.
         exact_peaks: Never count a process that died just now into a peak; for tests.
         queue_depth: Launches that a process may queue before one blocks.
+        pool_step_bytes: By how much memory pools grow at a time.
         nvml_period_ns: Time that each of NVML's samples of utilisation covers.
         nvml_lag_ns: From the end of that time to the moment the sample can be seen; at most two
             periods.
@@ -248,6 +252,7 @@ def create_node_state(
         nvml_period_ns=nvml_period_ns,
         nvml_lag_ns=nvml_lag_ns,
         queue_depth=queue_depth,
+        pool_step_bytes=pool_step_bytes,
     )
     for index, model in enumerate(gpus):
         node.gpus[index] = _gpu(model, index, node_name=node_name)

@@ -135,8 +135,9 @@ static void trim(struct hami_pool *pool)
     unlock(&pool->lock);
 }
 
-/* Charge what the driver holds now, as far as it was announced. Returns the rest. */
-static uint64_t reconcile(struct hami_pool *pool)
+/* Charge what the driver holds now, as far as it was announced. Returns the rest. `learn`: this is what
+ * a call in flight has done. */
+static uint64_t reconcile(struct hami_pool *pool, bool learn)
 {
     struct hami_region *region = hami_region();
     const unsigned device = (unsigned)pool->device;
@@ -154,7 +155,7 @@ static uint64_t reconcile(struct hami_pool *pool)
         pool->charged += covered;
         pool->left -= covered;
         excess = growth - covered;
-        if (growth != 0)
+        if (learn && growth != 0)
             learn_step(pool, growth, excess != 0);
     }
     unlock(&pool->lock);
@@ -164,7 +165,7 @@ static uint64_t reconcile(struct hami_pool *pool)
 /* Charge what is there, come what may: nothing else will be admitted until it fits again. */
 static void impose(struct hami_pool *pool)
 {
-    const uint64_t excess = reconcile(pool);
+    const uint64_t excess = reconcile(pool, false);
     if (excess == 0)
         return;
     lock(&pool->lock);
@@ -286,10 +287,12 @@ int hami_pool_settle(const struct hami_growth *growth)
     int result = 0;
     if (pool == NULL)
         return 0;
-    for (uint64_t excess; result == 0 && (excess = reconcile(pool)) != 0;) {
+    for (uint64_t excess = reconcile(pool, true); excess != 0; excess = reconcile(pool, false)) {
         result = hami_limits_charge(hami_region(), (unsigned)pool->device, excess);
+        if (result != 0)
+            break;
         lock(&pool->lock);
-        pool->left += result == 0 ? excess : 0;
+        pool->left += excess;
         unlock(&pool->lock);
     }
     withdraw(growth);
@@ -307,7 +310,7 @@ void hami_pool_measure(struct hami_pool *pool)
     if (!pool->counted || pool->device == HAMI_UNLISTED)
         return;
     if (pool->calls != 0) /* whoever is amid an allocation answers for an excess */
-        reconcile(pool);
+        reconcile(pool, false);
     else
         impose(pool);
 }

@@ -5,6 +5,7 @@
  * from dlsym.
  *   init ORDINAL | alloc BYTES | free ADDRESS | free-async ADDRESS
  *   async BYTES | from POOL BYTES | loop POOL BYTES COUNT   take and give back COUNT times: how many got it
+ *   race THREADS BYTES COUNT   the same in so many threads at once
  *   default ORDINAL | current ORDINAL | set-current ORDINAL POOL
  *   create LOCATION ID MAXIMUM | destroy POOL | trim POOL KEEP | get POOL ATTRIBUTE | set POOL ATTRIBUTE VALUE
  *   managed BYTES | pitch WIDTH HEIGHT | advise ADDRESS BYTES ADVICE | prefetch ADDRESS BYTES | is-managed ADDRESS
@@ -14,10 +15,12 @@
  *   capture | end-capture   of the stream that all calls use from then on; the graph is what came of it
  *   instantiate FORM FLAGS | launch EXEC | upload EXEC | drop EXEC | trim-graphs ORDINAL
  *   graph-memory ORDINAL ATTRIBUTE
+ *   stream ORDINAL   asynchronous calls use a stream of that device from then on
  *   sync-stream | sync-event | sync | info | nvml UUID | reset | fork
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,6 +70,7 @@ typedef struct {
     X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                    \
     X(cuDevicePrimaryCtxReset_v2, cuDevicePrimaryCtxReset, 11000, (int))                           \
     X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                            \
+    X(cuCtxGetCurrent, cuCtxGetCurrent, 4000, (void **))                                           \
     X(cuMemAlloc_v2, cuMemAlloc, 3020, (uint64_t *, size_t))                                       \
     X(cuMemFree_v2, cuMemFree, 3020, (uint64_t))                                                   \
     X(cuMemGetInfo_v2, cuMemGetInfo, 3020, (size_t *, size_t *))                                   \
@@ -201,6 +205,50 @@ static unsigned long long loop(void *pool, size_t bytes, unsigned long long coun
             cuStreamSynchronize(stream);
     }
     return got;
+}
+
+struct race {
+    size_t bytes;
+    unsigned long long count;
+    void *context;
+};
+
+static void *race(void *argument)
+{
+    const struct race *wanted = argument;
+    if (cuCtxSetCurrent(wanted->context) != 0)
+        return NULL;
+    return (void *)(uintptr_t)loop(NULL, wanted->bytes, wanted->count);
+}
+
+static unsigned long long race_in_threads(int count, size_t bytes, unsigned long long times)
+{
+    pthread_t threads[64];
+    unsigned long long got = 0;
+    struct race wanted = {.bytes = bytes, .count = times};
+    cuCtxGetCurrent(&wanted.context);
+    for (int i = 0; i < count; i++)
+        pthread_create(&threads[i], NULL, race, &wanted);
+    for (int i = 0; i < count; i++) {
+        void *done;
+        pthread_join(threads[i], &done);
+        got += (uintptr_t)done;
+    }
+    return got;
+}
+
+/* A stream of another device than that of the current context, which stays current. */
+static int use_stream(int device)
+{
+    void *own = NULL, *other = NULL;
+    int result = cuCtxGetCurrent(&own);
+    if (result == 0)
+        result = cuDevicePrimaryCtxRetain(&other, device);
+    if (result == 0)
+        result = cuCtxSetCurrent(other);
+    if (result == 0)
+        result = cuStreamCreate(&stream, 0);
+    return result != 0 ? result : cuCtxSetCurrent(own);
 }
 
 static int get_attribute(void *pool, int attribute, unsigned long long *value)
@@ -393,6 +441,10 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
         return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, stream), pair(result, address);
     if (IS("loop"))
         return pair(0, loop((void *)a, b, c));
+    if (IS("race"))
+        return pair(0, race_in_threads((int)a, b, c));
+    if (IS("stream"))
+        return printf("%d\n", use_stream((int)a));
     if (IS("default"))
         return result = cuDeviceGetDefaultMemPool(&pool, (int)a), pair(result, (uintptr_t)pool);
     if (IS("current"))

@@ -123,7 +123,8 @@ struct sim_node {
     uint32_t queue_depth;           /* launches that may be queued before one blocks */
     _Atomic uint32_t faults_version; /* counts the changes of `faults` */
     uint32_t reserved1;
-    uint8_t reserved2[56];
+    uint64_t pool_step_bytes; /* by which pools grow; 0: the usual */
+    uint8_t reserved2[48];
     char faults[512]; /* as $HAMI_SIM_FAULTS, for all processes */
     struct sim_gpu gpus[SIM_GPUS];
     struct sim_event events[SIM_EVENTS]; /* event s is at s % SIM_EVENTS */

@@ -63,6 +63,12 @@ static bool is_alive(CUmemoryPool pool)
     return pool >= pools && pool < pools + SIM_POOLS && pool->state == ALIVE;
 }
 
+static uint64_t step_bytes(void)
+{
+    const uint64_t asked = sim_node()->pool_step_bytes;
+    return asked != 0 ? asked : STEP_BYTES;
+}
+
 /* Called with the lock held, as all below it that change a pool. */
 static CUmemoryPool add_pool(const struct sim_pool *content)
 {
@@ -99,7 +105,7 @@ static bool grow_to(CUmemoryPool pool, uint64_t used)
     if (used <= pool->values[RESERVED])
         return true;
     const uint64_t reserved = pool->values[RESERVED];
-    uint64_t wanted = reserved + sim_round_up(used - reserved, STEP_BYTES);
+    uint64_t wanted = reserved + sim_round_up(used - reserved, step_bytes());
     if (pool->max_bytes != 0 && wanted > pool->max_bytes)
         wanted = pool->max_bytes;
     if (wanted < used || (pool->on_device && !sim_node_take(pool->gpu, wanted - reserved)))
@@ -114,7 +120,7 @@ static void trim(CUmemoryPool pool, uint64_t keep)
 {
     if (larger(keep, pool->values[USED]) >= pool->values[RESERVED])
         return; /* and rounding up cannot overflow below */
-    keep = sim_round_up(larger(keep, pool->values[USED]), STEP_BYTES);
+    keep = sim_round_up(larger(keep, pool->values[USED]), step_bytes());
     if (keep >= pool->values[RESERVED])
         return;
     if (pool->on_device)
