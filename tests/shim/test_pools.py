@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu import catalogue
-from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine
+from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine, wait_for
 
 Compile = Callable[..., Path]
 StartPooler = Callable[..., Client]
@@ -237,6 +237,53 @@ def test_pool_memory_may_be_freed_as_any_other(exact: Machine, start_pooler: Sta
 
     assert client.ask("free-async", value(client, "alloc", STEP)) == (0,)
     assert container.used_bytes() == 0
+
+
+def test_plain_memory_that_is_freed_behind_work_stays_charged_until_the_work_is_done(
+    exact: Machine, start_pooler: StartPooler
+) -> None:
+    container = exact.container(LIMIT)
+    client, other = start_pooler(container), start_pooler(container)
+    address = value(client, "alloc", LIMIT)
+
+    assert client.ask("work", 200_000) == (0,)
+    assert client.ask("free-async", address) == (0,)
+    assert client.ask("free-async", address) == (1,)
+    assert client.ask("sync") == (0,)
+
+    assert container.used_bytes() == exact.used_bytes() == 0
+    assert other.ask("alloc", LIMIT)[0] == 0
+    assert exact.peak_bytes() == LIMIT
+
+
+def test_plain_memory_freed_behind_endless_work_stays_charged_as_long_as_its_context(
+    exact: Machine, start_pooler: StartPooler
+) -> None:
+    container = exact.container(LIMIT)
+    client, other = start_pooler(container), start_pooler(container)
+    address = value(client, "alloc", LIMIT)
+
+    assert client.ask("work", 2_000_000_000) == (0,)
+    assert client.ask("free-async", address) == (0,)
+
+    assert other.ask("alloc", 1)[0] == OUT_OF_MEMORY
+    assert client.ask("async", 1)[0] == OUT_OF_MEMORY
+    assert container.used_bytes() == exact.used_bytes() == LIMIT
+    assert client.ask("reset") == (0,)
+    assert container.used_bytes() == exact.used_bytes() == 0
+
+
+def test_who_is_about_to_be_refused_looks_whether_freed_memory_is_gone(
+    exact: Machine, start_pooler: StartPooler
+) -> None:
+    client = start_pooler(exact.container(LIMIT))
+    address = value(client, "alloc", LIMIT)
+
+    assert client.ask("work", 100_000) == (0,)
+    assert client.ask("free-async", address) == (0,)
+
+    wait_for(lambda: client.ask("alloc", LIMIT)[0] == 0, "the freed memory is granted again")
+    assert exact.peak_bytes() == LIMIT
 
 
 def test_pool_of_another_device_counts_there(exact: Machine, start_pooler: StartPooler) -> None:

@@ -7,6 +7,7 @@
 
 #include "capture.h"
 #include "hooks.h"
+#include "late_frees.h"
 #include "memory.h"
 #include "pools.h"
 #include "shim.h"
@@ -175,16 +176,25 @@ HAMI_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *address, size_t b
                   address, stream, PER_THREAD);
 }
 
+/* What comes from a pool goes back there. Plain memory is gone only when the stream has come so far. */
+static CUresult freed(const struct hami_release *release, CUresult result, CUstream stream)
+{
+    if (result != CUDA_SUCCESS || !release->known || hami_pointer_is_pooled(&release->pointer))
+        return hami_free_finish(release, result);
+    hami_free_late(&release->pointer, stream);
+    return result;
+}
+
 HAMI_EXPORT CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream)
 {
     const struct hami_release release = hami_free_begin(address);
-    return hami_free_finish(&release, HAMI_CUDA(cuMemFreeAsync, address, stream));
+    return freed(&release, HAMI_CUDA(cuMemFreeAsync, address, stream), stream);
 }
 
 HAMI_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
 {
     const struct hami_release release = hami_free_begin(address);
-    return hami_free_finish(&release, HAMI_CUDA(cuMemFreeAsync_ptsz, address, stream));
+    return freed(&release, HAMI_CUDA(cuMemFreeAsync_ptsz, address, stream), hami_stream_per_thread(stream));
 }
 
 HAMI_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *wanted)

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "late_frees.h"
 #include "limits.h"
 #include "shim.h"
 
@@ -210,6 +211,7 @@ static uint64_t least_growth(struct hami_pool *pool, uint64_t bytes)
 bool hami_pools_relieve(unsigned device)
 {
     uint64_t before = 0, after = 0;
+    const bool freed = hami_late_frees_settle(false);
     for (struct hami_pool *pool = atomic_load(&first); pool != NULL; pool = pool->next) {
         if (!pool->counted || pool->device != (int)device)
             continue;
@@ -218,7 +220,7 @@ bool hami_pools_relieve(unsigned device)
         hami_pool_measure(pool);
         after += pool->charged;
     }
-    return after < before;
+    return freed || after < before;
 }
 
 int hami_charge(unsigned device, uint64_t bytes)
@@ -317,6 +319,7 @@ void hami_pool_measure(struct hami_pool *pool)
 
 void hami_pools_measure(void)
 {
+    hami_late_frees_settle(true);
     for (struct hami_pool *pool = atomic_load(&first); pool != NULL; pool = pool->next)
         if (pool->charged != 0 && atomic_load(&pool->handle) != NULL)
             hami_pool_measure(pool);
@@ -372,6 +375,11 @@ static struct hami_pool *pool_of(const struct hami_pointer *pointer)
     return pool;
 }
 
+bool hami_pointer_is_pooled(const struct hami_pointer *pointer)
+{
+    return pool_of(pointer) != NULL;
+}
+
 void hami_pointer_gone(const struct hami_pointer *pointer)
 {
     struct hami_pool *pool = pool_of(pointer);
@@ -388,6 +396,7 @@ void hami_pointer_gone(const struct hami_pointer *pointer)
 
 void hami_pools_after_fork(void)
 {
+    hami_late_frees_after_fork();
     atomic_store(&first, NULL); /* not freed: another thread may have been amid a change */
     atomic_store(&hami_pools_known, 0);
     atomic_flag_clear(&list_lock);

@@ -33,7 +33,7 @@ struct hami_growth { /* of one call in flight */
     uint64_t bytes;         /* announced */
 };
 
-/* Known reserves; 0 is the usual case and costs its reader one load. */
+/* Known reserves, and frees under way (late_frees.c); 0 is the usual case and costs one load. */
 extern _Atomic int hami_pools_known;
 
 /* The reserve with that handle, or NULL. */
@@ -74,6 +74,9 @@ void hami_pool_finish_destroy(struct hami_pool *pool, const void *handle, bool d
 
 /* An entry for the table of pointers, of memory that was taken from the pool. */
 struct hami_pointer hami_pool_pointer(struct hami_pool *pool, uint64_t address);
+
+/* Whether an entry is of memory that was taken from a pool. */
+bool hami_pointer_is_pooled(const struct hami_pointer *pointer);
 
 /* The memory behind an entry that was taken out is gone: discharge it. For entries of every kind. */
 void hami_pointer_gone(const struct hami_pointer *pointer);

@@ -15,6 +15,7 @@
  *   capture | end-capture   of the stream that all calls use from then on; the graph is what came of it
  *   instantiate FORM FLAGS | launch EXEC | upload EXEC | drop EXEC | trim-graphs ORDINAL
  *   graph-memory ORDINAL ATTRIBUTE
+ *   work MICROSECONDS   the same, one and without waiting
  *   stream ORDINAL   asynchronous calls use a stream of that device from then on
  *   sync-stream | sync-event | sync | info | nvml UUID | reset | fork
  */
@@ -91,7 +92,6 @@ typedef struct {
     X(cuMemPrefetchAsync, cuMemPrefetchAsync, 8000, (uint64_t, size_t, int, void *))               \
     X(cuPointerGetAttribute, cuPointerGetAttribute, 4000, (void *, int, uint64_t))                 \
     X(cuModuleLoadData, cuModuleLoadData, 2000, (void **, const void *))                           \
-    X(cuModuleUnload, cuModuleUnload, 2000, (void *))                                              \
     X(cuModuleGetFunction, cuModuleGetFunction, 2000, (void **, void *, const char *))             \
     X(cuLaunchKernel, cuLaunchKernel, 7000,                                                        \
       (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, \
@@ -283,23 +283,28 @@ static int tell_nvml(const char *uuid)
     return printf("%d %llu %llu %llu\n", result, memory.free, memory.total, memory.used);
 }
 
-static int run_kernels(int count, int microseconds, unsigned long long *took_ns)
+static int launch_kernels(int count, int microseconds)
 {
-    struct timespec start, end;
     void *module = NULL, *function = NULL;
     char image[64];
     snprintf(image, sizeof image, "hami-sim kernels\nwave %d\n", microseconds);
     int result = cuModuleLoadData(&module, image);
     if (result == 0)
         result = cuModuleGetFunction(&function, module, "wave");
-    clock_gettime(CLOCK_MONOTONIC, &start);
     for (int i = 0; i < count && result == 0; i++)
-        result = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, NULL, NULL, NULL);
+        result = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, NULL, NULL);
+    return result;
+}
+
+static int run_kernels(int count, int microseconds, unsigned long long *took_ns)
+{
+    struct timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    int result = launch_kernels(count, microseconds);
     if (result == 0)
         result = cuStreamSynchronize(stream);
     clock_gettime(CLOCK_MONOTONIC, &end);
     *took_ns = (unsigned long long)((end.tv_sec - start.tv_sec) * 1000000000 + end.tv_nsec - start.tv_nsec);
-    cuModuleUnload(module);
     return result;
 }
 
@@ -427,6 +432,8 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
         return result = cuPointerGetAttribute(&truth, 8, a), pair(result, (unsigned long long)truth);
     if (IS("kernel"))
         return result = run_kernels((int)a, (int)b, &value), pair(result, value);
+    if (IS("work"))
+        return printf("%d\n", launch_kernels(1, (int)a));
     if (IS("init"))
         return printf("%d\n", init((int)a));
     if (IS("alloc"))

@@ -102,6 +102,7 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
         return result;
     if (address == NULL || bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
+    sim_late_frees_run(NULL);
     if (bytes > UINT64_C(1) << 46 || !sim_node_take(context->gpu, physical(bytes)))
         return CUDA_ERROR_OUT_OF_MEMORY;
     const uint64_t taken = sim_take_address(physical(bytes));
@@ -114,9 +115,8 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
     return CUDA_SUCCESS;
 }
 
-static void release(const struct hami_pointer *pointer, void *argument)
+void sim_release(const struct hami_pointer *pointer)
 {
-    (void)argument;
     if (pointer->device >= SIM_POOL_DEVICE) {
         sim_pool_release(pointer);
     } else if (pointer->device >= SIM_GRAPH_DEVICE) {
@@ -129,8 +129,15 @@ static void release(const struct hami_pointer *pointer, void *argument)
     }
 }
 
+static void release(const struct hami_pointer *pointer, void *argument)
+{
+    (void)argument;
+    sim_release(pointer);
+}
+
 void sim_free_context_memory(CUcontext context)
 {
+    sim_late_frees_run(context);
     hami_pointers_take_context(context, release, NULL);
     sim_pools_drop_unused(context->gpu);
     sim_graph_memory_drop_unused(context->gpu);
@@ -159,18 +166,15 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, s
 CUresult cuMemFree_v2(CUdeviceptr address)
 {
     CUcontext context;
+    struct hami_pointer pointer;
     CUresult result = sim_current(&context);
     if (result == CUDA_SUCCESS)
         result = sim_check_unsafe_call();
-    return result != CUDA_SUCCESS || address == 0 ? result : sim_free(address);
-}
-
-CUresult sim_free(CUdeviceptr address)
-{
-    struct hami_pointer pointer;
+    if (result != CUDA_SUCCESS || address == 0)
+        return result;
     if (!hami_pointers_take(address, &pointer))
         return CUDA_ERROR_INVALID_VALUE;
-    release(&pointer, NULL);
+    sim_release(&pointer);
     return CUDA_SUCCESS;
 }
 

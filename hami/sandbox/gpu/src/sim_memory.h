@@ -43,8 +43,14 @@ CUresult sim_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool
 /* The GPU of such a pool. False: it is none, or has host memory. */
 bool sim_pool_device(CUmemoryPool pool, CUcontext context, unsigned *gpu);
 
-/* Free any device pointer: at once, whatever the stream. */
-CUresult sim_free(CUdeviceptr address);
+/* Free a device pointer once the stream has come so far (sim_late_free.c). */
+CUresult sim_free_in_order(CUdeviceptr address, struct sim_stream *stream);
+
+/* Free what streams have come to by now, and all that is of a context that ends (NULL: none does). */
+void sim_late_frees_run(CUcontext ended);
+
+/* The memory of an entry that was taken out of the table of pointers goes back where it is from. */
+void sim_release(const struct hami_pointer *pointer);
 
 /* The pools of a GPU let go of what they do not use: their context is gone. */
 void sim_pools_drop_unused(unsigned gpu);

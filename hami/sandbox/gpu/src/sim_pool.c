@@ -138,6 +138,7 @@ static void bury_if_empty(CUmemoryPool pool)
 
 void sim_pools_synchronized(void)
 {
+    sim_late_frees_run(NULL);
     pthread_mutex_lock(&pools_lock);
     for (CUmemoryPool pool = pools; pool < pools + pools_high; pool++)
         if (pool->state != ABSENT)

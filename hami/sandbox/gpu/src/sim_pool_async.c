@@ -1,5 +1,5 @@
-/* sim_pool_async.c: allocation and free in stream order. They happen at once; in a stream that is
- * captured they become nodes of its graph.
+/* sim_pool_async.c: allocation and free in stream order. Allocation happens at once; in a stream that is
+ * captured both become nodes of its graph.
  */
 #define _GNU_SOURCE
 #include "sim_graph_memory.h"
@@ -27,7 +27,8 @@ static CUresult release(CUdeviceptr address, CUstream handle, bool per_thread)
     if (result != CUDA_SUCCESS || address == 0)
         return result;
     const union sim_node_params params = {.freed = address};
-    return sim_is_captured(stream) ? sim_capture_node(stream, NODE_MEM_FREE, &params) : sim_free(address);
+    return sim_is_captured(stream) ? sim_capture_node(stream, NODE_MEM_FREE, &params)
+                                   : sim_free_in_order(address, stream);
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream)
