@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hami.sandbox.gpu import catalogue
-from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine
+from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Machine
 
-Compile = Callable[..., Path]
 StartPooler = Callable[..., Client]
 
 STEP = 32 * MIB
@@ -22,45 +19,10 @@ AUTO_FREE, UPLOAD = 1, 2
 OLD, SECOND, WITH_FLAGS, WITH_PARAMS = 1, 2, 3, 4
 
 
-@pytest.fixture
-def exact(tmp_path: Path) -> Iterator[Machine]:
-    """Two H100s whose peaks never count the dead."""
-    machine = Machine.create(tmp_path, [catalogue.get("h100")] * 2, exact_peaks=True)
-    yield machine
-    machine.stop()
-
-
-@pytest.fixture
-def start_pooler(compile_program: Compile) -> Iterator[StartPooler]:
-    """Starts ``pooler`` processes in a container (a machine: without the shim)."""
-    program = compile_program("pooler", "-pthread")
-    started: list[Client] = []
-
-    def start(container: Container | Machine, **env: str) -> Client:
-        environment = (
-            container.environment() if isinstance(container, Machine) else container.environment
-        )
-        client = Client(program, {**environment, **env})
-        started.append(client)
-        assert client.ask("init", 0) == (0,)
-        return client
-
-    yield start
-    for client in started:
-        client.stop()
-
-
-def value(client: Client, order: str, *words: object) -> int:
-    """The second number of an answer that begins with success."""
-    result, answer = client.ask(order, *words)
-    assert result == 0
-    return answer
-
-
 def build(client: Client, *sizes: int, freed: bool = True, device: int = 0) -> list[int]:
     """A chain that allocates all sizes and then frees them; the addresses."""
     assert client.ask("graph") == (0,)
-    addresses = [value(client, "node-alloc", size, device, 0) for size in sizes]
+    addresses = [client.value("node-alloc", size, device, 0) for size in sizes]
     for address in addresses if freed else ():
         assert client.ask("node-free", address) == (0,)
     return addresses
@@ -68,7 +30,7 @@ def build(client: Client, *sizes: int, freed: bool = True, device: int = 0) -> l
 
 def executable(client: Client, *sizes: int, form: int = WITH_FLAGS, flags: int = 0) -> int:
     build(client, *sizes)
-    return value(client, "instantiate", form, flags)
+    return client.value("instantiate", form, flags)
 
 
 # --- the simulated driver ---
@@ -83,10 +45,10 @@ def test_reserve_of_graphs_grows_at_the_launch_and_goes_when_it_is_trimmed(
 
     assert plain.ask("launch", graph) == (0,)
 
-    assert value(plain, "graph-memory", 0, USED) == 0
-    assert value(plain, "graph-memory", 0, RESERVED) == exact.used_bytes() == 2 * STEP
+    assert plain.value("graph-memory", 0, USED) == 0
+    assert plain.value("graph-memory", 0, RESERVED) == exact.used_bytes() == 2 * STEP
     assert plain.ask("trim-graphs", 0) == (0,)
-    assert value(plain, "graph-memory", 0, RESERVED_HIGH) == 2 * STEP
+    assert plain.value("graph-memory", 0, RESERVED_HIGH) == 2 * STEP
     assert exact.used_bytes() == 0
 
 
@@ -96,9 +58,9 @@ def test_nodes_that_follow_a_free_have_its_memory(
     plain = start_pooler(exact)
     assert plain.ask("graph") == (0,)
     for _ in range(3):
-        assert plain.ask("node-free", value(plain, "node-alloc", STEP, 0, 0)) == (0,)
+        assert plain.ask("node-free", plain.value("node-alloc", STEP, 0, 0)) == (0,)
 
-    assert plain.ask("launch", value(plain, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert plain.ask("launch", plain.value("instantiate", WITH_FLAGS, 0)) == (0,)
 
     assert exact.peak_bytes() == STEP
 
@@ -108,17 +70,17 @@ def test_what_a_graph_leaves_allocated_is_freed_by_the_program_or_by_the_next_la
 ) -> None:
     plain = start_pooler(exact)
     (address,) = build(plain, STEP, freed=False)
-    graph = value(plain, "instantiate", WITH_FLAGS, 0)
+    graph = plain.value("instantiate", WITH_FLAGS, 0)
     assert plain.ask("launch", graph) == (0,)
     assert plain.ask("launch", graph) == (1,)
     assert plain.ask("free-async", address) == (0,)
     assert plain.ask("launch", graph) == (0,)
-    assert value(plain, "graph-memory", 0, USED) == STEP
+    assert plain.value("graph-memory", 0, USED) == STEP
 
-    freeing = value(plain, "instantiate", WITH_FLAGS, AUTO_FREE)
+    freeing = plain.value("instantiate", WITH_FLAGS, AUTO_FREE)
 
     assert plain.ask("launch", freeing) == (0,)
-    assert value(plain, "graph-memory", 0, USED) == STEP
+    assert plain.value("graph-memory", 0, USED) == STEP
 
 
 def test_allocations_of_a_captured_stream_become_nodes(
@@ -126,11 +88,11 @@ def test_allocations_of_a_captured_stream_become_nodes(
 ) -> None:
     plain = start_pooler(exact)
     assert plain.ask("capture") == (0,)
-    assert plain.ask("free-async", value(plain, "async", STEP)) == (0,)
+    assert plain.ask("free-async", plain.value("async", STEP)) == (0,)
     assert plain.ask("end-capture") == (0,)
     assert exact.used_bytes() == 0
 
-    assert plain.ask("launch", value(plain, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert plain.ask("launch", plain.value("instantiate", WITH_FLAGS, 0)) == (0,)
 
     assert exact.used_bytes() == STEP
 
@@ -194,9 +156,9 @@ def test_chain_that_frees_as_it_goes_needs_only_what_is_live_at_once(
     client = start_pooler(container)
     assert client.ask("graph") == (0,)
     for _ in range(20):
-        assert client.ask("node-free", value(client, "node-alloc", LIMIT - STEP, 0, 0)) == (0,)
+        assert client.ask("node-free", client.value("node-alloc", LIMIT - STEP, 0, 0)) == (0,)
 
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (0,)
 
     assert container.used_bytes() == exact.peak_bytes() == LIMIT - STEP
 
@@ -207,7 +169,7 @@ def test_graph_that_ran_before_runs_again_though_nothing_else_fits(
     client = start_pooler(exact.container(LIMIT))
     graph = executable(client, LIMIT - STEP)
     assert client.ask("launch", graph) == (0,)
-    value(client, "alloc", STEP)
+    client.value("alloc", STEP)
 
     for _ in range(3):
         assert client.ask("launch", graph) == (0,)
@@ -224,9 +186,9 @@ def test_unused_reserve_of_graphs_goes_before_a_request_is_refused(
     graph = executable(client, LIMIT)
     assert client.ask("launch", graph) == (0,)
 
-    address = value(client, order, LIMIT)
+    address = client.value(order, LIMIT)
 
-    assert value(client, "graph-memory", 0, RESERVED) == 0
+    assert client.value("graph-memory", 0, RESERVED) == 0
     assert client.ask("launch", graph) == (OUT_OF_MEMORY,)
     assert client.ask("free", address) == (0,)
     assert client.ask("launch", graph) == (0,)
@@ -238,11 +200,11 @@ def test_memory_of_a_child_graph_counts_as_well(exact: Machine, start_pooler: St
     client = start_pooler(container)
     build(client, LIMIT, STEP)
     assert client.ask("wrap") == (0,)
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (OUT_OF_MEMORY,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (OUT_OF_MEMORY,)
 
     build(client, LIMIT)
     assert client.ask("wrap") == (0,)
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (0,)
 
     assert container.used_bytes() == exact.peak_bytes() == LIMIT
 
@@ -252,11 +214,11 @@ def test_node_of_another_device_counts_there(exact: Machine, start_pooler: Start
     client = start_pooler(container)
     build(client, STEP, device=1)
 
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (0,)
     assert (container.used_bytes(0), container.used_bytes(1)) == (0, STEP)
 
     build(client, STEP + 1, device=1)
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (OUT_OF_MEMORY,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (OUT_OF_MEMORY,)
     assert (exact.peak_bytes(0), exact.peak_bytes(1)) == (0, STEP)
 
 
@@ -265,13 +227,13 @@ def test_capture_charges_nothing_and_its_launch_does(
 ) -> None:
     container = exact.container(LIMIT)
     client = start_pooler(container)
-    value(client, "alloc", LIMIT)
+    client.value("alloc", LIMIT)
 
     assert client.ask("capture") == (0,)
-    address = value(client, "async", STEP)
+    address = client.value("async", STEP)
     assert client.ask("free-async", address) == (0,)
     assert client.ask("end-capture") == (0,)
-    graph = value(client, "instantiate", WITH_FLAGS, 0)
+    graph = client.value("instantiate", WITH_FLAGS, 0)
     assert container.used_bytes() == LIMIT
 
     assert client.ask("launch", graph) == (OUT_OF_MEMORY,)
@@ -281,7 +243,7 @@ def test_memory_of_graphs_goes_with_the_context(exact: Machine, start_pooler: St
     container = exact.container(LIMIT)
     client = start_pooler(container)
     build(client, LIMIT, freed=False)
-    assert client.ask("launch", value(client, "instantiate", WITH_FLAGS, 0)) == (0,)
+    assert client.ask("launch", client.value("instantiate", WITH_FLAGS, 0)) == (0,)
 
     assert client.ask("reset") == (0,)
 
@@ -293,7 +255,7 @@ def test_graph_without_memory_is_launched_though_there_is_none(
 ) -> None:
     client = start_pooler(exact.container(0))
     assert client.ask("graph") == (0,)
-    graph = value(client, "instantiate", WITH_FLAGS, 0)
+    graph = client.value("instantiate", WITH_FLAGS, 0)
 
     assert client.ask("launch", graph) == (0,)
     assert client.ask("drop", graph) == (0,)

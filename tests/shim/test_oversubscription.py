@@ -10,9 +10,8 @@ import pytest
 
 from hami.nodeagent.region import Flag
 from hami.sandbox.gpu import catalogue, node
-from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine
+from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Machine
 
-Compile = Callable[..., Path]
 StartPooler = Callable[..., Client]
 
 PLENTY = 2**40
@@ -27,33 +26,6 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     machine = Machine.create(tmp_path, [small], exact_peaks=True)
     yield machine
     machine.stop()
-
-
-@pytest.fixture
-def start_pooler(compile_program: Compile) -> Iterator[StartPooler]:
-    """Starts ``pooler`` processes in a container (a machine: without the shim)."""
-    program = compile_program("pooler", "-pthread")
-    started: list[Client] = []
-
-    def start(container: Container | Machine) -> Client:
-        environment = (
-            container.environment() if isinstance(container, Machine) else container.environment
-        )
-        client = Client(program, environment)
-        started.append(client)
-        assert client.ask("init", 0) == (0,)
-        return client
-
-    yield start
-    for client in started:
-        client.stop()
-
-
-def take(client: Client, order: str, *words: object) -> int:
-    """The address."""
-    result, address, *_ = client.ask(order, *words)
-    assert result == 0
-    return address
 
 
 def capacity(client: Client) -> int:
@@ -73,7 +45,7 @@ def test_managed_memory_may_exceed_the_device_and_its_resident_part_may_not(
     plain = start_pooler(machine)
     device = capacity(plain)
 
-    take(plain, "managed", 2 * device)
+    plain.value("managed", 2 * device)
     assert machine.used_bytes() == 0
     assert plain.ask("kernel", 1, 1)[0] == 0
 
@@ -86,10 +58,10 @@ def test_plain_memory_gets_its_room_from_managed_memory(
 ) -> None:
     first, second = start_pooler(machine), start_pooler(machine)
     device = capacity(first)
-    take(first, "managed", device)
+    first.value("managed", device)
     assert first.ask("kernel", 1, 1)[0] == 0
 
-    take(second, "alloc", device // 2)
+    second.value("alloc", device // 2)
 
     assert machine.used_bytes() == device
     assert use(machine).evicted_bytes == -(-(device // 2) // (2 * MIB)) * 2 * MIB
@@ -100,10 +72,10 @@ def test_what_prefers_the_device_stays_there_and_takes_the_place_of_other_memory
 ) -> None:
     first, other = start_pooler(machine), start_pooler(machine)
     device = capacity(first)
-    take(other, "managed", device)
+    other.value("managed", device)
     assert other.ask("kernel", 1, 1)[0] == 0
 
-    address = take(first, "managed", device)
+    address = first.value("managed", device)
     assert first.ask("advise", address, device, PREFER_DEVICE) == (0,)
     assert first.ask("prefetch", address, device) == (0,)
     assert use(machine).evicted_bytes == device
@@ -120,7 +92,7 @@ def test_managed_memory_goes_with_its_pointer_its_context_and_its_process(
 ) -> None:
     client, witness = start_pooler(machine), start_pooler(machine)
     for ending in ("free", "reset", "kill"):
-        address = take(client, "managed", MIB)
+        address = client.value("managed", MIB)
         assert client.ask("prefetch", address, MIB) == (0,)
         assert machine.used_bytes() == MIB
         if ending == "free":
@@ -129,7 +101,7 @@ def test_managed_memory_goes_with_its_pointer_its_context_and_its_process(
             assert client.ask("reset") == (0,)
         else:
             client.stop()
-            take(witness, "alloc", capacity(witness))
+            witness.value("alloc", capacity(witness))
             assert machine.used_bytes() == capacity(witness)
             return
         assert machine.used_bytes() == 0
@@ -142,7 +114,7 @@ def test_managed_memory_goes_with_its_pointer_its_context_and_its_process(
 def crowded(machine: Machine, start: StartPooler, *, left: int) -> Client:
     """A neighbour that leaves so much of the device."""
     neighbour = start(machine.container(None, name="neighbour"))
-    take(neighbour, "alloc", capacity(neighbour) - left)
+    neighbour.value("alloc", capacity(neighbour) - left)
     return neighbour
 
 
@@ -166,8 +138,8 @@ def test_where_the_device_is_short_managed_memory_takes_its_place_and_is_charged
     crowded(machine, start_pooler, left=100 * MIB)
     client = start_pooler(container)
 
-    plain = take(client, "alloc", 100 * MIB)
-    address = take(client, "alloc", 400 * MIB)
+    plain = client.value("alloc", 100 * MIB)
+    address = client.value("alloc", 400 * MIB)
 
     assert client.ask("is-managed", plain) == (0, 0)
     assert client.ask("is-managed", address) == (0, 1)
@@ -198,7 +170,7 @@ def test_every_query_shows_the_limit_although_the_device_is_smaller(
     container = machine.container(PLENTY, flags=Flag.OVERSUBSCRIBE)
     client = start_pooler(container)
 
-    take(client, "alloc", MIB)
+    client.value("alloc", MIB)
 
     assert client.ask("info") == (0, PLENTY - MIB, PLENTY)
     assert client.ask("nvml", container.uuids[0]) == (0, PLENTY - MIB, PLENTY, MIB)
@@ -220,9 +192,9 @@ def test_unused_reserve_of_the_process_serves_before_managed_memory(
     container = machine.container(PLENTY, flags=Flag.OVERSUBSCRIBE)
     crowded(machine, start_pooler, left=64 * MIB)
     client = start_pooler(container)
-    assert client.ask("free-async", take(client, "async", 64 * MIB)) == (0,)
+    assert client.ask("free-async", client.value("async", 64 * MIB)) == (0,)
 
-    address = take(client, "alloc", 64 * MIB)
+    address = client.value("alloc", 64 * MIB)
 
     assert client.ask("is-managed", address) == (0, 0)
 
@@ -234,7 +206,7 @@ def test_first_priority_is_brought_to_the_device_as_far_as_there_is_room(
     crowded(machine, start_pooler, left=100 * MIB)
     client = start_pooler(container)
 
-    take(client, "alloc", 200 * MIB)
+    client.value("alloc", 200 * MIB)
 
     used = machine.used_bytes()
     assert used == capacity(start_pooler(machine)) - 64 * MIB
@@ -249,7 +221,7 @@ def test_second_priority_takes_no_device_memory_from_anybody(
     client = start_pooler(container)
     before = machine.used_bytes()
 
-    take(client, "alloc", 200 * MIB)
+    client.value("alloc", 200 * MIB)
     assert client.ask("kernel", 2, 1)[0] == 0
 
     assert machine.used_bytes() == before
@@ -266,8 +238,8 @@ def test_memory_of_the_first_priority_stays_while_others_work(
         machine.container(PLENTY, name="second", flags=Flag.OVERSUBSCRIBE, priority=1)
     )
     neighbour = crowded(machine, start_pooler, left=100 * MIB)
-    take(first, "alloc", 200 * MIB)
-    take(second, "alloc", 200 * MIB)
+    first.value("alloc", 200 * MIB)
+    second.value("alloc", 200 * MIB)
     neighbour.stop()
     for client in (second, first, second):
         assert client.ask("kernel", 1, 1)[0] == 0

@@ -178,6 +178,12 @@ class Client:
         assert result == 0
         return address
 
+    def value(self, order: str, *words: object) -> int:
+        """The second number of an answer that begins with success."""
+        result, answer, *_ = self.ask(order, *words)
+        assert result == 0
+        return answer
+
     def exec_anew(self) -> None:
         self.tell("exec")
         assert self._read() == "ready"

@@ -41,13 +41,16 @@ static CUdevice ordinal_of(const void *handle)
     return (CUdevice)((const char *)handle - keys);
 }
 
-static bool read_reserve(const void *handle, uint64_t *reserved, uint64_t *used)
+static bool read_reserved(const void *handle, uint64_t *bytes)
 {
-    const CUdevice ordinal = ordinal_of(handle);
-    return HAMI_CUDA(cuDeviceGetGraphMemAttribute, ordinal, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT,
-                     reserved) == CUDA_SUCCESS &&
-           HAMI_CUDA(cuDeviceGetGraphMemAttribute, ordinal, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT, used) ==
-               CUDA_SUCCESS;
+    return HAMI_CUDA(cuDeviceGetGraphMemAttribute, ordinal_of(handle),
+                     CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, bytes) == CUDA_SUCCESS;
+}
+
+static bool read_used(const void *handle, uint64_t *bytes)
+{
+    return HAMI_CUDA(cuDeviceGetGraphMemAttribute, ordinal_of(handle), CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT,
+                     bytes) == CUDA_SUCCESS;
 }
 
 static void trim_reserve(const void *handle)
@@ -55,7 +58,7 @@ static void trim_reserve(const void *handle)
     HAMI_CUDA(cuDeviceGraphMemTrim, ordinal_of(handle));
 }
 
-static const struct hami_pool_kind reserve_kind = {read_reserve, trim_reserve};
+static const struct hami_pool_kind reserve_kind = {read_reserved, read_used, trim_reserve};
 
 static struct hami_pool *reserve_of(CUdevice ordinal)
 {

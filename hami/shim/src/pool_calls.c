@@ -12,12 +12,16 @@
 #include "pools.h"
 #include "shim.h"
 
-static bool read_pool(const void *handle, uint64_t *reserved, uint64_t *used)
+static bool read_reserved(const void *handle, uint64_t *bytes)
 {
-    CUmemoryPool pool = (CUmemoryPool)handle;
-    return HAMI_CUDA(cuMemPoolGetAttribute, pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, reserved) ==
-               CUDA_SUCCESS &&
-           HAMI_CUDA(cuMemPoolGetAttribute, pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, used) == CUDA_SUCCESS;
+    return HAMI_CUDA(cuMemPoolGetAttribute, (CUmemoryPool)handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                     bytes) == CUDA_SUCCESS;
+}
+
+static bool read_used(const void *handle, uint64_t *bytes)
+{
+    return HAMI_CUDA(cuMemPoolGetAttribute, (CUmemoryPool)handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+                     bytes) == CUDA_SUCCESS;
 }
 
 static void trim_pool(const void *handle)
@@ -25,7 +29,7 @@ static void trim_pool(const void *handle)
     HAMI_CUDA(cuMemPoolTrimTo, (CUmemoryPool)handle, 0);
 }
 
-static const struct hami_pool_kind pool_kind = {read_pool, trim_pool};
+static const struct hami_pool_kind pool_kind = {read_reserved, read_used, trim_pool};
 
 static struct hami_pool *device_pool(CUmemoryPool handle, CUdevice ordinal)
 {

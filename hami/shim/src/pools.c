@@ -120,13 +120,6 @@ static void learn_step(struct hami_pool *pool, uint64_t growth, bool surprising)
         pool->step = unit;
 }
 
-/* Called with the lock held. */
-static bool read_pool(const struct hami_pool *pool, uint64_t *reserved, uint64_t *used)
-{
-    const void *handle = atomic_load(&pool->handle);
-    return handle != NULL && pool->kind->read(handle, reserved, used);
-}
-
 static void trim(struct hami_pool *pool)
 {
     lock(&pool->lock);
@@ -142,9 +135,10 @@ static uint64_t reconcile(struct hami_pool *pool, bool learn)
 {
     struct hami_region *region = hami_region();
     const unsigned device = (unsigned)pool->device;
-    uint64_t reserved = 0, used = 0, excess = 0;
+    uint64_t reserved = 0, excess = 0;
     lock(&pool->lock);
-    if (read_pool(pool, &reserved, &used)) {
+    const void *handle = atomic_load(&pool->handle);
+    if (handle != NULL && pool->kind->reserved(handle, &reserved)) {
         if (reserved < pool->charged) {
             hami_limits_discharge(region, device, pool->charged - reserved);
             pool->charged = reserved;
@@ -202,7 +196,9 @@ static uint64_t least_growth(struct hami_pool *pool, uint64_t bytes)
 {
     uint64_t reserved = 0, used = 0;
     lock(&pool->lock);
-    const bool known = read_pool(pool, &reserved, &used) && used <= reserved;
+    const void *handle = atomic_load(&pool->handle);
+    const bool known = handle != NULL && pool->kind->reserved(handle, &reserved) &&
+                       pool->kind->used(handle, &used) && used <= reserved;
     unlock(&pool->lock);
     const uint64_t spare = known ? reserved - used : 0;
     return bytes <= spare ? 0 : worst_growth(pool, bytes - spare);

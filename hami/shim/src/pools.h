@@ -24,7 +24,8 @@ struct hami_pool; /* a reserve; lives as long as the process */
 
 struct hami_pool_kind {
     /* What the driver has reserved, and what of it is in use. False: it does not say. */
-    bool (*read)(const void *handle, uint64_t *reserved, uint64_t *used);
+    bool (*reserved)(const void *handle, uint64_t *bytes);
+    bool (*used)(const void *handle, uint64_t *bytes);
     void (*trim)(const void *handle); /* let go of what is unused */
 };
 
