@@ -12,6 +12,7 @@ import pytest
 
 import native
 from hami.nodeagent.controlfile import ControlFile
+from hami.nodeagent.region import Flag
 from hami.sandbox.gpu import catalogue
 from tests.support import pacing
 from tests.support.gpu import MIB, OUT_OF_MEMORY, SANITIZER_OPTIONS, Client, Machine
@@ -237,3 +238,42 @@ def test_threads_and_look_ups_are_clean_under(
             },
         )
         assert (done.returncode, done.stderr) == (0, ""), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", PRELOADABLE)
+def test_pools_graphs_and_managed_memory_are_clean_under(
+    sanitizer: str, tmp_path: Path, compile_program: Compile
+) -> None:
+    native.build(sanitizer)
+    built = native.ROOT / "build" / sanitizer
+    machine = Machine.create(tmp_path, [catalogue.get("t4")])
+    machine.libraries = built / "hami/sandbox/gpu/lib"
+    container = machine.container(2**40, flags=Flag.OVERSUBSCRIBE, priority=0)
+    environment = {
+        "LD_PRELOAD": f"{find_runtime(sanitizer)}:{built / 'hami/shim/lib/libvgpu.so'}",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+    }
+
+    with Client(
+        compile_program("pooler", "-pthread"), {**container.environment, **environment}
+    ) as client:
+        assert client.ask("init", 0) == (0,)
+        _, pool = client.ask("create", 1, 0, 0)
+        assert client.ask("race", 8, MIB, 100) == (0, 800)
+        assert client.ask("loop", pool, MIB, 100) == (0, 100)
+        assert client.ask("destroy", pool) == (0,)
+        assert client.ask("graph") == (0,)
+        for _ in range(50):
+            assert client.ask("node-free", client.ask("node-alloc", MIB, 0, 0)[1]) == (0,)
+        assert client.ask("wrap") == (0,)
+        _, graph = client.ask("instantiate", 3, 0)
+        assert [client.ask("launch", graph) for _ in range(3)] == [(0,)] * 3
+        assert client.ask("drop", graph) == (0,)
+        _, address = client.ask("alloc", 2**35)
+        assert client.ask("is-managed", address) == (0, 1)
+        assert client.ask("kernel", 1, 1)[0] == 0
+        assert client.ask("free", address) == (0,)
+        assert client.ask("reset") == (0,)
+        assert client.ask("info")[0] == 0

@@ -79,7 +79,12 @@ class Machine:
         return environment
 
     def container(
-        self, *limits: int | None, name: str = "container", first_gpu: int = 0
+        self,
+        *limits: int | None,
+        name: str = "container",
+        first_gpu: int = 0,
+        priority: int = 1,
+        flags: region.Flag = region.Flag.NONE,
     ) -> Container:
         """A container with one GPU for each limit (bytes, None: none), beginning at first_gpu."""
         directory = self.path / name
@@ -91,6 +96,8 @@ class Machine:
                 region.RegionDevice(uuid=uuid, memory_limit_bytes=limit)
                 for uuid, limit in zip(uuids, limits, strict=True)
             ],
+            priority=priority,
+            flags=flags,
         )
         return Container(machine=self, directory=directory, uuids=uuids)
 
@@ -177,6 +184,12 @@ class Client:
         result, address = self.ask("alloc", size)
         assert result == 0
         return address
+
+    def value(self, order: str, *words: object) -> int:
+        """The second number of an answer that begins with success."""
+        result, answer, *_ = self.ask(order, *words)
+        assert result == 0
+        return answer
 
     def exec_anew(self) -> None:
         self.tell("exec")

@@ -33,6 +33,7 @@ VERSION: Final = 2
 DRIVER_VERSION: Final = "570.133.20"
 CUDA_VERSION: Final = 12080
 QUEUE_DEPTH: Final = 1024
+POOL_STEP_BYTES: Final = 32 * 2**20
 NVML_PERIOD_NS: Final = 166_666_667
 NVML_LAG_NS: Final = 20_000_000
 
@@ -67,7 +68,9 @@ class _Gpu(ctypes.LittleEndianStructure):
         ("reserved_bytes", ctypes.c_uint64),
         ("used_bytes", ctypes.c_uint64),
         ("peak_bytes", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint8 * 272),
+        ("evicted_bytes", ctypes.c_uint64),
+        ("moved_bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint8 * 256),
     )
 
 
@@ -114,12 +117,20 @@ class _Timeline(ctypes.LittleEndianStructure):
     )
 
 
+class _Managed(ctypes.LittleEndianStructure):
+    _fields_ = (
+        ("total", ctypes.c_uint64 * 3),
+        ("resident", ctypes.c_uint64 * 3),
+    )
+
+
 class _Process(ctypes.LittleEndianStructure):
     _fields_ = (
         ("token", ctypes.c_uint64),
         ("pid", ctypes.c_int32),
         ("reserved", ctypes.c_uint32),
         ("rows", _Row * MAX_GPUS),
+        ("managed", _Managed * MAX_GPUS),
     )
 
 
@@ -155,7 +166,8 @@ class _Node(ctypes.LittleEndianStructure):
         ("queue_depth", ctypes.c_uint32),
         ("faults_version", ctypes.c_uint32),
         ("reserved1", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint8 * 56),
+        ("pool_step_bytes", ctypes.c_uint64),
+        ("reserved2", ctypes.c_uint8 * 48),
         ("faults", ctypes.c_char * _FAULTS_BYTES),
         ("gpus", _Gpu * MAX_GPUS),
         ("events", _Event * _EVENTS),
@@ -171,6 +183,10 @@ class GpuUse:
     used_bytes: int
     peak_bytes: int
     """The most that was ever held at once; by living processes, if peaks are exact."""
+    evicted_bytes: int = 0
+    """Managed memory that had to leave the device, ever."""
+    moved_bytes: int = 0
+    """Managed memory that kernels had to fetch from the host, ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +231,7 @@ def create_node_state(
     context_bytes: int = 0,
     exact_peaks: bool = False,
     queue_depth: int = QUEUE_DEPTH,
+    pool_step_bytes: int = POOL_STEP_BYTES,
     nvml_period_ns: int = NVML_PERIOD_NS,
     nvml_lag_ns: int = NVML_LAG_NS,
 ) -> tuple[str, ...]:
@@ -229,6 +246,7 @@ def create_node_state(
         context_bytes: Device memory that every CUDA context takes.
         exact_peaks: Never count a process that died just now into a peak; for tests.
         queue_depth: Launches that a process may queue before one blocks.
+        pool_step_bytes: By how much memory pools grow at a time.
         nvml_period_ns: Time that each of NVML's samples of utilisation covers.
         nvml_lag_ns: From the end of that time to the moment the sample can be seen; at most two
             periods.
@@ -252,6 +270,7 @@ def create_node_state(
         nvml_period_ns=nvml_period_ns,
         nvml_lag_ns=nvml_lag_ns,
         queue_depth=queue_depth,
+        pool_step_bytes=pool_step_bytes,
     )
     for index, model in enumerate(gpus):
         node.gpus[index] = _gpu(model, index, node_name=node_name)
@@ -384,7 +403,12 @@ def read_use(path: Path) -> tuple[GpuUse, ...]:
     """
     with _mapped(path) as node:
         return tuple(
-            GpuUse(used_bytes=gpu.used_bytes, peak_bytes=gpu.peak_bytes)
+            GpuUse(
+                used_bytes=gpu.used_bytes,
+                peak_bytes=gpu.peak_bytes,
+                evicted_bytes=gpu.evicted_bytes,
+                moved_bytes=gpu.moved_bytes,
+            )
             for gpu in node.gpus[: node.gpu_count]
         )
 
