@@ -1,6 +1,6 @@
 /* sim_node.h: the state of one simulated node, a file that all its processes map.
  *
- * Python writes the file before anything runs (hami/sandbox/gpu/node.py mirrors this layout) and may
+ * Python writes the file before anything runs (hami/sandbox/gpu/layout.py mirrors this) and may
  * change the fault fields and the events while it runs. The library owns the rest.
  */
 #ifndef SIM_NODE_H
