@@ -64,7 +64,11 @@ PRELOADABLE = ("address", "undefined")
 """Into programs that were built without: the third one must have seen every access."""
 FORK_SAFE = ("undefined", "thread")
 """The first one's allocator may be locked for good in a child forked while other threads run."""
-SUITES = ("memory_limit", "pools", "objects", "ownership", "concurrency")
+SUITES = sorted(
+    path
+    for name in ("memory_limit", "pools", "objects", "ownership", "concurrency")
+    for path in Path(__file__).parent.glob(f"test_{name}.py")
+)
 
 
 def find_runtime(sanitizer: str) -> str:
@@ -130,17 +134,16 @@ def test_shim_can_be_preloaded_into_a_sanitized_program(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("sanitizer", PRELOADABLE)
-def test_suites_of_the_shim_are_clean_under(sanitizer: str) -> None:
+def test_suites_of_the_shim_are_clean_under(sanitizer: str, suite: Path) -> None:
     native.build(sanitizer)
     built = native.ROOT / "build" / sanitizer
-    here = Path(__file__).parent
-    files = [path for name in SUITES if (path := here / f"test_{name}.py").exists()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
     if sanitizer not in FORK_SAFE:
         command += ["-k", "not forks_of_a_process_whose_threads_allocate"]
     done = subprocess.run(
-        [*command, *files],
+        [*command, suite],
         env={
             **os.environ,
             "HAMI_TEST_SHIM": str(built / native.LIBRARY_OF_THE_SHIM.output),
