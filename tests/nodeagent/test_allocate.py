@@ -6,7 +6,7 @@ import pytest
 
 from hami.config import NodeAgentSettings, NvidiaSettings, Settings
 from hami.core.device import DeviceUuid
-from hami.core.objects import Container, EnvVar, VolumeMount
+from hami.core.objects import Container, VolumeMount
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import AllocateError
 from hami.nodeagent import allocate
@@ -18,10 +18,9 @@ SHIM = Shim(library=Path("/host/libvgpu.so.1-abc"), preload=Path("/host/ld.so.pr
 DEVICES = (given("GPU-b", memory=3000, cores=30), given("GPU-a", memory=8000, cores=50))
 
 
-def grant_for(container: Container | None = None, **settings: object) -> Grant:
+def grant_for(**settings: object) -> Grant:
     return allocate.grant(
         DEVICES,
-        container=container or make_container(),
         region=REGION,
         shim=SHIM,
         settings=NodeAgentSettings(**settings),  # type: ignore[arg-type] # the test's own values
@@ -61,9 +60,7 @@ def test_node_that_fails_open_says_so_where_the_container_cannot_change_it() -> 
     agent = NodeAgentSettings(fail_open=True)
     shim = Shim(library=SHIM.library, preload=SHIM.preload, inside=allocate.FAIL_OPEN_PATH)
 
-    given = allocate.grant(
-        DEVICES, container=make_container(), region=REGION, shim=shim, settings=agent
-    )
+    given = allocate.grant(DEVICES, region=REGION, shim=shim, settings=agent)
 
     assert limits_for(settings=Settings(node_agent=agent)).fail_open
     assert not limits_for().fail_open
@@ -83,27 +80,6 @@ def test_only_the_usage_file_can_be_written_by_the_container() -> None:
     }
     writable = [path for path, mount in mounts.items() if not mount.read_only]
     assert writable == ["/usr/local/vgpu/usage"]
-
-
-@pytest.mark.parametrize(
-    ("value", "allowed", "loaded"),
-    [
-        pytest.param("true", False, True, id="a container cannot opt out by itself"),
-        pytest.param("true", True, False, id="a container opts out where the site lets it"),
-        pytest.param("1", True, False, id="any spelling of true will do"),
-        pytest.param("false", True, True, id="false is no opt-out"),
-        pytest.param("perhaps", True, True, id="what is no truth value is no opt-out"),
-        pytest.param(None, True, True, id="a value from a reference is not followed"),
-    ],
-)
-def test_shim_is_loaded_unless_the_site_lets_containers_opt_out(
-    value: str | None, allowed: bool, loaded: bool
-) -> None:
-    container = Container(name="main", env=[EnvVar(name="CUDA_DISABLE_CONTROL", value=value)])
-
-    mounts = grant_for(container, allow_disable_control=allowed).mounts
-
-    assert any(mount.container_path == "/etc/ld.so.preload" for mount in mounts) is loaded
 
 
 def test_limits_are_bytes_and_permille_of_each_device() -> None:
