@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from tests.bench import (
     bench_extender,
     bench_init,
     bench_memory,
+    bench_share,
     bench_start,
     bench_storm,
     harness,
     plot,
     report,
 )
+from tests.support import governed
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -192,3 +195,27 @@ def test_the_page_shows_the_figures_that_are_kept() -> None:
     page = (DOCS / "performance.md").read_text()
 
     assert report.fill(page, measured) == page, "stale: run scripts/performance-tables"
+
+
+@pytest.mark.slow
+async def test_share() -> None:
+    case = bench_share.Case(1000, "eager", 1)
+    with tempfile.TemporaryDirectory() as place:
+        async with governed.governed(Path(place)) as bench:
+            rows = await bench_share.share_errors(bench, case, [30, 60], 1.0)
+            found = {
+                "shares": rows,
+                "mean error": 0.0,
+                "worst error": 0.0,
+                "pairs": [{"shares": "30/70", "kernel us": 1, "mode": "eager", "used": "",
+                           "ratio error %": 0.0}],
+                "settle s": await bench_share.settling(bench),
+                "whole device": await bench_share.whole_device(bench, 0.5),
+                "cost": await bench_share.governor_cost(1, 2),
+            }  # fmt: skip
+
+    assert [row["share"] for row in rows] == [30, 60]
+    assert all(row["used"] > 0 and row["starved"] == 0 for row in rows)
+    for name in ("shares", "share-facts", "share-pairs"):
+        assert "|" in report.TABLES[name][1]({"figures": found})
+    ET.fromstring(report.share_picture_of(found))

@@ -71,6 +71,8 @@ class DeviceLimit:
     memory_bytes: int
     core_permille: int
     """0: no limit."""
+    physical_bytes: int = 0
+    """Memory that the device really has; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class Limits:
     """Where a device is contended; 0: the usual one."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
+    oversubscribe: bool = False
+    """Where device memory is short, managed memory may take its place."""
 
 
 def grant(
@@ -118,8 +122,18 @@ def limits(
     vendor: Vendor,
     settings: Settings,
     weight: int = 0,
+    physical: Mapping[DeviceUuid, int] | None = None,
 ) -> Limits:
-    """What the region's control file says of the container."""
+    """What the region's control file says of the container.
+
+    Args:
+        devices: Its devices, in the order of the allocation.
+        container: As its pod's author wrote it.
+        vendor: Names the resource that says its priority.
+        settings: Policies.
+        weight: Where a device is contended; 0: the usual one.
+        physical: Bytes that the devices really have, as far as that is known.
+    """
     agent = settings.node_agent
     policy = "disable" if agent.disable_core_limit else settings.nvidia.core_policy
     return Limits(
@@ -128,6 +142,7 @@ def limits(
                 uuid=device.uuid,
                 memory_bytes=device.memory * BYTES_PER_MIB,
                 core_permille=0 if device.cores >= 100 else device.cores * 10,
+                physical_bytes=(physical or {}).get(device.uuid, 0),
             )
             for device in devices
         ),
@@ -135,6 +150,7 @@ def limits(
         policy=policy,
         weight=weight,
         fail_open=agent.fail_open,
+        oversubscribe=agent.memory_scaling > 1,
     )
 
 

@@ -19,6 +19,7 @@ from hami.config import Settings
 from hami.core import codec_steering
 from hami.core.device import Device, DeviceUuid
 from hami.core.objects import Container, Pod
+from hami.core.quantity import BYTES_PER_MIB
 from hami.core.vendor import Vendor
 from hami.crashpoints import crash_point
 from hami.errors import AllocateError, CodecError, ConflictError, KubeError
@@ -163,7 +164,16 @@ class Allocator:
             vendor=self._vendor,
             settings=self._settings,
             weight=_weight(pod),
+            physical=self._physical_bytes(),
         )
+
+    def _physical_bytes(self) -> dict[DeviceUuid, int]:
+        """What the devices have: they are offered with the factor of oversubscription."""
+        scaling = self._agent.memory_scaling
+        return {
+            device.uuid: round(device.memory / scaling) * BYTES_PER_MIB
+            for device in self._inventory.devices
+        }
 
     async def _allocate(self, ids: Sequence[str]) -> Grant:
         self._finder.forget_absent()

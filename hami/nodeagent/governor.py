@@ -23,10 +23,11 @@ from hami.config import NodeAgentSettings
 from hami.errors import DeviceError, HamiError
 from hami.logs import get_logger
 from hami.nodeagent.account import Account
-from hami.nodeagent.measuring import Measurement, Measurer, MemoryLook
-from hami.nodeagent.pacing import NS
+from hami.nodeagent.measuring import DeviceUse, Measurement, Measurer, MemoryLook
+from hami.nodeagent.pacing import NS, Window
 from hami.nodeagent.probe import Glimpse
 from hami.nodeagent.region import CoreMode
+from hami.nodeagent.rounding import Part, refine
 from hami.nodeagent.shares import Contender, Share, divide
 from hami.nodeagent.suspicion import Suspicion, Watchman
 from hami.nodeagent.tenants import Tenant, TenantSource
@@ -222,14 +223,26 @@ class Governor:
         """Hand the driver's answers to the accounts: those of a time that they have observed."""
         while self._inbox and self._inbox[0].at_ns <= now_ns:
             measurement = self._inbox.popleft()
+            for use in measurement.windows:
+                self._learn(use)
             for place, account in self._accounts.items():
                 if place in measurement.unmeasured:
                     account.guess()
-                if window := measurement.windows.get(place):
-                    account.learn(window)
                 if memory := measurement.memory.get(place):
                     self._weigh(account, memory)
                 self._watchman.look(account, now_ns)
+
+    def _learn(self, use: DeviceUse) -> None:
+        """Hand the use of one device to its accounts, as exactly as can be told."""
+        known = [
+            (account, Window(use.start_ns, use.end_ns, busy_ns), processes)
+            for place, (busy_ns, processes) in use.parts.items()
+            if (account := self._accounts.get(place)) is not None
+        ]
+        parts = [Part(window.busy_ns / use.unit_ns, processes) for _, window, processes in known]
+        points = refine(parts, whole=use.percent)
+        for (account, window, _), percent in zip(known, points, strict=True):
+            account.learn(Window(window.start_ns, window.end_ns, percent * use.unit_ns))
 
     def _weigh(self, account: Account, memory: MemoryLook) -> None:
         try:

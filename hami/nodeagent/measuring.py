@@ -16,7 +16,7 @@ import anyio.to_thread
 from hami.errors import CodecError
 from hami.logs import get_logger
 from hami.nodeagent.attribution import Attribution, Process
-from hami.nodeagent.pacing import NS, Window
+from hami.nodeagent.pacing import NS
 from hami.nodeagent.probe import Tally
 from hami.nodeagent.tenants import Tenant
 from hami.nodeagent.untracked import ProcessBytes
@@ -40,13 +40,27 @@ class MemoryLook:
     """By the token of each process."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """One device's time between two moments of CLOCK_MONOTONIC, and who had it."""
+
+    start_ns: int
+    end_ns: int
+    percent: int | None
+    """Of the whole device; None: not told."""
+    unit_ns: float
+    """Device time that is one point of a hundred."""
+    parts: Mapping[Place, tuple[float, int]]
+    """Device time of each tenant, and how many of its processes that was; of all who may use it."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Measurement:
     """What one look showed."""
 
     at_ns: int
     """CLOCK_MONOTONIC after the look: no window ends later."""
-    windows: dict[Place, Window] = field(default_factory=dict)
+    windows: list[DeviceUse] = field(default_factory=list)
     memory: dict[Place, MemoryLook] = field(default_factory=dict)
     unmeasured: set[Place] = field(default_factory=set)
     """Where the driver cannot tell how much time was used."""
@@ -105,6 +119,8 @@ class Measurer:
                 )
             pids = {*(window.busy_ns if window else ()), *(p.pid for p in processes or ())}
             owners = self._attribution.find(pids, tenants, now_ns=now_ns)
+            if window is not None:
+                found.windows.append(_use(uuid, window, reading.percent, tenants, owners))
             here = [
                 (tenant, tenant.devices.index(uuid)) for tenant in tenants if uuid in tenant.devices
             ]
@@ -112,8 +128,6 @@ class Measurer:
                 place = (tenant.key, index)
                 if samples is None:
                     found.unmeasured.add(place)
-                if window is not None:
-                    found.windows[place] = _window(window, tenant, owners)
                 if processes is not None and tenant.key in before and tenant.key in after:
                     held = {p.pid: p.used_bytes for p in processes if p.used_bytes is not None}
                     found.memory[place] = _memory(
@@ -135,14 +149,33 @@ class Measurer:
             log.warning("device_use_not_told", device=uuid, error=reading.error)
 
 
-def _window(
-    window: DeviceWindow, tenant: Tenant, owners: Mapping[int, tuple[Process, Tenant]]
-) -> Window:
-    busy = sum(
-        busy for pid, busy in window.busy_ns.items() if pid in owners and owners[pid][1] is tenant
+def _use(
+    uuid: str,
+    window: DeviceWindow,
+    percent: int | None,
+    tenants: Sequence[Tenant],
+    owners: Mapping[int, tuple[Process, Tenant]],
+) -> DeviceUse:
+    parts = {
+        (tenant.key, tenant.devices.index(uuid)): [0.0, 0]
+        for tenant in tenants
+        if uuid in tenant.devices
+    }
+    for pid, busy_ns in window.busy_ns.items():
+        if pid in owners and uuid in owners[pid][1].devices:
+            tenant = owners[pid][1]
+            part = parts[tenant.key, tenant.devices.index(uuid)]
+            part[0] += busy_ns
+            part[1] += 1
+        else:  # a stranger on the device: the whole is not the tenants'
+            percent = None
+    return DeviceUse(
+        start_ns=window.start_ns,
+        end_ns=window.end_ns,
+        percent=percent,
+        unit_ns=window.period_ns / 100,
+        parts={place: (busy_ns, int(count)) for place, (busy_ns, count) in parts.items()},
     )
-    length = window.end_ns - window.start_ns
-    return Window(window.start_ns, window.end_ns, min(busy, float(length)))
 
 
 def _memory(

@@ -303,17 +303,18 @@ def _read_use(device: Device) -> DeviceUse:
 
 
 def _read_processes(handle: object, newest_us: int, *, memory: bool) -> DeviceReading:
-    samples = processes = None
+    samples = processes = percent = None
     error = ""
     try:
         samples = tuple(
             ProcessSample(pid=int(met.pid), time_us=int(met.timeStamp), percent=int(met.smUtil))
             for met in pynvml.nvmlDeviceGetProcessUtilization(handle, newest_us)
         )
+        percent = int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except pynvml.NVMLError_NotFound:
         samples = ()  # nobody has worked since
     except pynvml.NVMLError as met:
-        error = f"utilization: {met}"
+        error = "" if samples else f"utilization: {met}"
     try:
         if memory:
             processes = tuple(
@@ -322,7 +323,7 @@ def _read_processes(handle: object, newest_us: int, *, memory: bool) -> DeviceRe
             )
     except pynvml.NVMLError as met:
         error = f"{error} running processes: {met}".strip()
-    return DeviceReading(samples=samples, processes=processes, error=error)
+    return DeviceReading(samples=samples, processes=processes, percent=percent, error=error)
 
 
 def _sorted(devices: Iterable[Device]) -> tuple[Device, ...]:

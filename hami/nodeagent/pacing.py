@@ -19,9 +19,14 @@ from typing import Final, NamedTuple
 
 NS: Final = 1_000_000_000
 FACTOR_MIN: Final = 1 / 16
-FACTOR_MAX: Final = 8.0
+FACTOR_MAX: Final = 32.0
 _MEMORY_NS: Final = 1.0 * NS
 """What was measured longer ago counts less than half."""
+_SHORT_MEMORY_NS: Final = 0.25 * NS
+"""Nor that, once it is clear that a container gets too little."""
+_SHORT_OF: Final = 0.93
+_SHORT_WINDOWS: Final = 3
+_BOOST: Final = 1.25
 _PRIOR_NS: Final = 0.03 * NS
 """Device time for which the shim's estimate is trusted until something was measured."""
 _REPAY_NS: Final = 1.5 * NS
@@ -81,6 +86,7 @@ class Pacer:
         factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
         self._granted_ns, self._busy_ns = _PRIOR_NS * factor, _PRIOR_NS
         self._owed_ns = 0.0
+        self._short = 0
         self._marks: deque[_Mark] = deque(maxlen=_KEPT)
         self._due_per_ns = 0.0
 
@@ -143,9 +149,14 @@ class Pacer:
         short_ns = then.due_ns - window.busy_ns
         pressed = then.pressed_ns >= 0.5 * window.length_ns
         if pressed or short_ns < 0:
-            keep = math.exp(-window.length_ns / _MEMORY_NS)
+            short = 0 < window.busy_ns < _SHORT_OF * then.due_ns
+            self._short = self._short + 1 if short else 0
+            memory_ns = _MEMORY_NS if self._short < _SHORT_WINDOWS else _SHORT_MEMORY_NS
+            keep = math.exp(-window.length_ns / memory_ns)
             taken_ns = then.granted_ns if pressed else min(then.taken_ns, then.granted_ns)
             self._granted_ns = self._granted_ns * keep + max(taken_ns, 0.0)
+            if self._short >= _SHORT_WINDOWS:
+                self._granted_ns *= _BOOST
             self._busy_ns = self._busy_ns * keep + window.busy_ns
             self._bound()
             self._owed_ns += short_ns

@@ -197,6 +197,7 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
                 uuid=device.uuid,
                 memory_limit_bytes=device.memory_bytes,
                 core_limit_permille=device.core_permille,
+                physical_bytes=device.physical_bytes,
             )
             for device in limits.devices
         ],
@@ -209,8 +210,13 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
         priority=limits.priority,
         weight=limits.weight,
         policy=_POLICIES[limits.policy],
-        flags=region.Flag.FAIL_OPEN if limits.fail_open else region.Flag.NONE,
+        flags=_flags(limits),
     )
+
+
+def _flags(limits: Limits) -> region.Flag:
+    flags = region.Flag.FAIL_OPEN if limits.fail_open else region.Flag.NONE
+    return flags | region.Flag.OVERSUBSCRIBE if limits.oversubscribe else flags
 
 
 def _trim(usage: Path) -> int:

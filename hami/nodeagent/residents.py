@@ -128,14 +128,20 @@ class Residents:
             for container, _ in pod.containers()
             if container.name == claim.container
         )
-        tenant.suspended = False
+        problems = []
         try:
             weight = codec_steering.decode_core_weight(pod.annotations)
             if weight != tenant.control.weight:
                 tenant.control.set_weight(weight)
+        except CodecError as error:
+            problems.append(str(error))
+        try:
             tenant.suspended = codec_steering.decode_suspend(pod.annotations)
         except CodecError as error:
-            self._complain(pod, str(error))
+            tenant.suspended = False
+            problems.append(str(error))
+        if problems:
+            self._complain(pod, "; ".join(problems))
 
     def _complain(self, pod: Pod, text: str) -> None:
         """Once for each pod and message."""

@@ -53,6 +53,8 @@ class DeviceReading:
 
     samples: tuple[ProcessSample, ...] | None = None
     processes: tuple[ProcessMemory, ...] | None = None
+    percent: int | None = None
+    """How busy the whole device was, in the period of the samples."""
     error: str = ""
     """Why something is None."""
 
@@ -80,6 +82,8 @@ class DeviceWindow:
 
     start_ns: int
     end_ns: int
+    period_ns: int
+    """The driver's period at the end of it, before which nobody worked."""
     busy_ns: Mapping[int, float]
     """By host pid; who is not in it used nothing."""
 
@@ -134,8 +138,8 @@ class SampleWindows:
         if not fresh:
             return self._idle(device, monotonic_ns)
         news_us = max(sample.time_us for sample in fresh)
-        if device.newest_us and news_us - device.newest_us >= _PERIOD_MIN_US:
-            device.gaps_us.append(news_us - device.newest_us)
+        if device.newest_us:
+            device.gaps_us.append(max(news_us - device.newest_us, _PERIOD_MIN_US))
         known, device.newest_us, device.heard_ns = device.newest_us != 0, news_us, monotonic_ns
         end_ns = _on_our_clock(news_us * US, monotonic_ns, realtime_ns)
         start_ns, device.end_ns = device.end_ns, max(end_ns, device.end_ns)
@@ -147,6 +151,7 @@ class SampleWindows:
         return DeviceWindow(
             start_ns=end_ns - period_ns if slow else start_ns,
             end_ns=end_ns,
+            period_ns=period_ns,
             busy_ns=MappingProxyType(_busy(fresh, period_ns)),
         )
 
@@ -160,7 +165,12 @@ class SampleWindows:
         if device.heard_ns > end_ns or device.end_ns >= end_ns:
             return None
         start_ns, device.end_ns = device.end_ns, end_ns
-        return DeviceWindow(start_ns=start_ns, end_ns=end_ns, busy_ns=MappingProxyType({}))
+        return DeviceWindow(
+            start_ns=start_ns,
+            end_ns=end_ns,
+            period_ns=end_ns - start_ns,
+            busy_ns=MappingProxyType({}),
+        )
 
 
 def _busy(samples: Iterable[ProcessSample], period_ns: int) -> dict[int, float]:

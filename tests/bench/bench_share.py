@@ -37,6 +37,7 @@ FULL_SHARES = tuple(range(10, 91, 10))
 GPUS = 4
 """Of the machine; so many shares are tried at a time."""
 WARM_SECONDS = 2.0
+PAIR_WARM_SECONDS = 6.0
 SETTLE_WITHIN = 5.0
 """Points; a share has settled when every half second is as near to it as that."""
 STEP_SECONDS = 0.1
@@ -130,7 +131,7 @@ async def pairs(bench: Bench, seconds: float) -> list[dict[str, Any]]:
         for case in (Case(1000, "eager", 4), Case(50, "graph", 4)):
             containers = [bench.container(share * 10, gpu=0) for share in (low, high)]
             await launch(containers, case)
-            await anyio.sleep(WARM_SECONDS + 1)
+            await anyio.sleep(PAIR_WARM_SECONDS)
             one, other = await bench.use(*containers, seconds=2 * seconds)
             for container in containers:
                 bench.drop(container)

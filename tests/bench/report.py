@@ -205,6 +205,42 @@ def _scrape(measured: Figures) -> str:
     return table(("", ""), [(text, measured["figures"][key]) for key, text in names.items()])
 
 
+def _shares(measured: Figures) -> str:
+    """A row for each kind of work, a column for each share."""
+    rows = measured["figures"]["shares"]
+    asked = sorted({row["share"] for row in rows})
+    kinds: dict[tuple[Any, ...], dict[int, float]] = {}
+    for row in rows:
+        kind = (row["kernel us"], row["mode"], row["processes"])
+        kinds.setdefault(kind, {})[row["share"]] = row["used"]
+    head = ("kernel µs", "mode", "processes", *(f"{share} %" for share in asked))
+    return table(head, [(*kind, *(used[share] for share in asked)) for kind, used in kinds.items()])
+
+
+def _share_facts(measured: Figures) -> str:
+    figures = measured["figures"]
+    settle = ", ".join(f"{name}: {value} s" for name, value in figures["settle s"].items())
+    return table(
+        ("", ""),
+        [
+            ("mean error, points", figures["mean error"]),
+            ("worst error, points", figures["worst error"]),
+            ("settled after", settle),
+            ("lost by a container that may have all, %", figures["whole device"]["lost %"]),
+            (
+                f"the governor with {figures['cost']['containers']} busy containers, % of a core",
+                figures["cost"]["percent of a core"],
+            ),
+        ],
+    )
+
+
+def _pairs(measured: Figures) -> str:
+    columns = ("shares", "kernel us", "mode", "used", "ratio error %")
+    rows = [[row[name] for name in columns] for row in measured["figures"]["pairs"]]
+    return table(("shares", "kernel µs", "mode", "used", "error of the ratio, %"), rows)
+
+
 def _failover(measured: Figures) -> str:
     names = {
         "given_back": "the leader stops",
@@ -299,6 +335,9 @@ TABLES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "preemption": ("preemption", _preemption),
     "topology": ("topology", _topology),
     "scrape": ("scrape", _scrape),
+    "shares": ("share", _shares),
+    "share-facts": ("share", _share_facts),
+    "share-pairs": ("share", _pairs),
     "alloc": ("alloc", _alloc),
     "slots": ("alloc", _slots),
     "init": ("init", _init),
@@ -343,6 +382,17 @@ PICTURES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
     "filter-latency.svg": ("extender", picture_of),
     "allocations.svg": ("alloc", picture_of_allocations),
 }
+
+
+def share_picture_of(figures: Figures) -> str:
+    """What was used of a device over what was asked for."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in figures["shares"]:
+        name = f"{row['mode']} {row['kernel us']} µs, {row['processes']}"
+        lines.setdefault(name, []).append((row["share"], max(row["used"], 0.1)))
+    return plot.chart(
+        lines, title="Share of a GPU, asked for and used", x="percent asked", y="percent used"
+    )
 
 
 def _rows(figures: Figures, *, asked: str) -> list[Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hami.config import NodeAgentSettings, NvidiaSettings, Settings
+from hami.core.device import DeviceUuid
 from hami.core.objects import Container, EnvVar, VolumeMount
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import AllocateError
@@ -112,6 +113,24 @@ def test_limits_are_bytes_and_permille_of_each_device() -> None:
         ("GPU-b", 3000 * 2**20, 300),
         ("GPU-a", 8000 * 2**20, 500),
     ]
+
+
+@pytest.mark.parametrize(("scaling", "allowed"), [(1.0, False), (1.5, True), (0.5, False)])
+def test_oversubscription_is_allowed_where_more_is_offered_than_there_is(
+    scaling: float, allowed: bool
+) -> None:
+    settings = Settings(node_agent=NodeAgentSettings(memory_scaling=scaling))
+
+    limits = allocate.limits(
+        DEVICES,
+        container=make_container(),
+        vendor=NVIDIA,
+        settings=settings,
+        physical={DeviceUuid("GPU-a"): 6000 * 2**20},
+    )
+
+    assert limits.oversubscribe is allowed
+    assert [device.physical_bytes for device in limits.devices] == [0, 6000 * 2**20]
 
 
 def test_whole_device_has_no_core_limit() -> None:

@@ -60,6 +60,9 @@ async def test_those_without_a_limit_share_by_weight(tmp_path: Path) -> None:
         await bench.shares({0: 25}, within=4)
         assert (await bench.use(heavy))[0] > 50
 
+        light.tenant.control.set_weight(300)
+        await eventually(lambda: bench.of(light).share_permille in (499, 500))
+
 
 async def test_lower_priority_waits_for_the_higher_one(tmp_path: Path) -> None:
     async with governed(tmp_path) as bench:

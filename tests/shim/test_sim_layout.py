@@ -7,18 +7,19 @@ import subprocess
 from pathlib import Path
 
 import native
-from hami.sandbox.gpu import node
+from hami.sandbox.gpu import layout
 
 STRUCTURES = {
-    "sim_gpu": node._Gpu,
-    "sim_sample": node._Sample,
-    "sim_row": node._Row,
-    "sim_clock": node._Clock,
-    "sim_point": node._Point,
-    "sim_timeline": node._Timeline,
-    "sim_process": node._Process,
-    "sim_event": node._Event,
-    "sim_node": node._Node,
+    "sim_gpu": layout.Gpu,
+    "sim_sample": layout.Sample,
+    "sim_row": layout.Row,
+    "sim_clock": layout.Clock,
+    "sim_point": layout.Point,
+    "sim_timeline": layout.Timeline,
+    "sim_managed": layout.Managed,
+    "sim_process": layout.Process,
+    "sim_event": layout.Event,
+    "sim_node": layout.Node,
 }
 
 
@@ -43,4 +44,4 @@ def test_mirror_has_the_places_and_sizes_of_the_header(tmp_path: Path) -> None:
         for field in structure._fields_
         for place in [getattr(structure, field[0])]
     ]
-    assert ctypes.sizeof(node._Node) == node._Node.processes.offset + node._Node.processes.size
+    assert ctypes.sizeof(layout.Node) == layout.Node.processes.offset + layout.Node.processes.size

@@ -105,6 +105,7 @@ CUresult sim_current(CUcontext *context);
 void sim_context_after_fork(void);
 void sim_memory_after_fork(void);
 void sim_pools_after_fork(void);
+void sim_late_frees_after_fork(void);
 
 /* Something was waited for: pools let go of what they have too much of. */
 void sim_pools_synchronized(void);

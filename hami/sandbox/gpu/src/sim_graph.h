@@ -23,6 +23,8 @@ union sim_node_params {
     CUDA_MEMSET_NODE_PARAMS_v2 memset;
     CUDA_HOST_NODE_PARAMS host;
     CUgraph child; /* its own copy */
+    CUDA_MEM_ALLOC_NODE_PARAMS allocation;
+    CUdeviceptr freed;
     CUevent event;
 };
 
