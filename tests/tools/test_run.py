@@ -8,63 +8,19 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hami.nodeagent import region
-from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu import node
 from hami.tools import isolation, rundir
-from tests.support.gpu import MIB, ROOT, Machine, wait_for
+from tests.support.gpu import MIB, Machine, wait_for
+from tests.support.runs import command, is_empty, run, start
 
 PROBE = str(node.PROBE)
 WAYS = ["environment", "namespace"]
-
-
-@pytest.fixture
-def runs(machine: Machine) -> Path:
-    """Where this test's runs lie: not among those of the machine."""
-    machine.extra[rundir.DIRECTORY_ENV] = str(machine.path / "runs")
-    machine.extra["PYTHONPATH"] = str(ROOT)
-    return machine.path / "runs"
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "hami", "run", *words]
-
-
-def run(
-    machine: Machine, *words: str, environment: dict[str, str] | None = None, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words),
-        env={**machine.environment(), **(environment or {})},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def start(machine: Machine, *words: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command(*words),
-        env=machine.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    machine.started.append(process)
-    return process
-
-
-def is_empty(runs: Path) -> bool:
-    return not [path for path in runs.iterdir() if path.is_dir()]
 
 
 def probed(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -379,73 +335,3 @@ def test_fixed_places_are_those_of_containers() -> None:
 
     assert str(isolation.FIXED) == allocate.CONTAINER_DIR
     assert install.PACKAGED == isolation.SHIM
-
-
-def directory_of(runs: Path, process: subprocess.Popen[str]) -> Path:
-    found = [run.directory for run in rundir.runs(runs) if run.note.pid == process.pid]
-    assert len(found) == 1
-    return found[0]
-
-
-def spin(machine: Machine, program: Path, *options: str) -> subprocess.Popen[str]:
-    process = start(machine, *options, "--", str(program))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def beat(directory: Path) -> int:
-    with ControlFile(directory) as control:
-        return int(control.control.heartbeat_ns)
-
-
-def busy(machine: Machine) -> dict[int, int]:
-    """Device time by process."""
-    return {met.pid: met.busy_ns for met in node.read_processes(machine.state, 0)}
-
-
-def test_cores_are_limited_from_the_start(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    process = spin(machine, compile_program("spinner"), "--cores", "30", "--policy", "force")
-
-    with ControlFile(directory_of(runs, process)) as control:
-        device = control.control.devices[0]
-        assert device.core_limit_permille == 300
-        assert device.core_mode == region.CoreMode.LIMIT
-        assert device.grants[device.grant_sequence % 2].rate_ns_per_second > 0
-        assert control.control.policy == region.Policy.FORCE
-
-
-def test_runs_share_a_gpu_as_they_were_told(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    program = compile_program("spinner")
-    small, large = (spin(machine, program, "--cores", cores) for cores in ("30", "70"))
-    wait_for(lambda: min(busy(machine).values()) > 5 * 10**8, "both have worked for a while")
-    before = busy(machine)
-
-    def worked() -> list[int]:
-        now = busy(machine)
-        return [now[process.pid] - before[process.pid] for process in (small, large)]
-
-    wait_for(lambda: sum(worked()) > 4 * 10**9, "four seconds of device time")
-
-    ratio = worked()[0] / worked()[1]
-    assert 0.36 < ratio < 0.52, ratio  # 30 to 70
-
-
-def test_the_lock_of_the_governor_passes_on(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    program = compile_program("spinner")
-    first, second = (spin(machine, program, "--cores", "50") for _ in range(2))
-    left = directory_of(runs, second)
-    wait_for(lambda: beat(directory_of(runs, first)) > 0 and beat(left) > 0, "one governs both")
-
-    first.kill()
-    first.communicate()
-    wait_for(lambda: len(list(rundir.runs(runs))) == 1, "its directory was removed")
-    last = beat(left)
-
-    wait_for(lambda: beat(left) > last, "the other warden governs")
