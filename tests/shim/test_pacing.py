@@ -92,7 +92,7 @@ def test_share_is_kept(
 
 
 def test_pieces_never_add_up_to_more_than_was_granted(compile_program: Compile) -> None:
-    """The claim of docs/region.md, looked at from outside, while rate and mode change."""
+    """The claim of docs/region.md, looked at from outside, while the rate changes."""
     program = compile_program(
         "taker",
         f"-I{native.ROOT / native.SHIM}",
@@ -100,11 +100,11 @@ def test_pieces_never_add_up_to_more_than_was_granted(compile_program: Compile) 
     )
 
     done = subprocess.run(
-        [program, "4", "5", "60"], capture_output=True, text=True, timeout=60, check=False
+        [program, "4", "5", "25"], capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split(", ") == [f"{4 * 5 * 60} takes", "0 violations", "0 unaccounted\n"]
+    assert done.stdout.split(", ") == [f"{4 * 5 * 25} takes", "0 violations", "0 unaccounted\n"]
 
 
 def test_threads_and_processes_share_one_grant(
@@ -235,6 +235,17 @@ def test_limit_of_nothing_still_moves(
     assert client.ask("launch", 30) == (0,)
 
     assert pacing.waited_ns(container.directory) > 0
+
+
+def test_limit_without_a_grant_limits_nothing(
+    container: Container, control: ControlFile, start_pacer: Start
+) -> None:
+    client = start_pacer(1000)
+    control.set_core_mode(0, CoreMode.LIMIT)
+
+    assert client.ask("launch", 100) == (0,)
+
+    assert pacing.spent_ns(container.directory) == 0
 
 
 @pytest.mark.parametrize("debited", [2**64 - 1, 2**63, 2**64 - 10])

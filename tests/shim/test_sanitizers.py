@@ -52,7 +52,7 @@ def test_computing_time_has_no_data_race(compile_program: Compile) -> None:
     )
 
     done = subprocess.run(
-        ["setarch", "--addr-no-randomize", program, "1", "8", "300"],
+        ["setarch", "--addr-no-randomize", program, "1", "8", "100", "held"],
         capture_output=True,
         text=True,
         check=False,
