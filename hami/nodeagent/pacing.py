@@ -29,7 +29,7 @@ _SHORT_WINDOWS: Final = 3
 _MORE_OF: Final = 1.03
 _STEP_UP: Final = 1.15
 _STEP_DOWN: Final = 1.5
-"""By how much the rate is changed where the figures do not tell how far it is off."""
+"""At most; by so much the rate is changed where the figures do not tell how far it is off."""
 _PRIOR_NS: Final = 0.03 * NS
 """Device time for which the shim's estimate is trusted until something was measured."""
 _REPAY_NS: Final = 1.5 * NS
@@ -154,9 +154,8 @@ class Pacer:
             self._compare(window, then)
             self._owed_ns += short_ns
         elif window.busy_ns > _MORE_OF * then.due_ns:
-            self._granted_ns /= (
-                _STEP_DOWN  # more is granted than it can use: how much more is not known
-            )
+            # More is granted than it can use, or it does not ask: how much more is not known.
+            self._granted_ns /= min(window.busy_ns / max(then.due_ns, 1.0), _STEP_DOWN)
             self._bound()
             self._owed_ns += short_ns
         elif self._owed_ns < 0:  # what it leaves unused is set against what it used too much
