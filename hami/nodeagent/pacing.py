@@ -26,7 +26,10 @@ _SHORT_MEMORY_NS: Final = 0.25 * NS
 """Nor that, once it is clear that a container gets too little."""
 _SHORT_OF: Final = 0.93
 _SHORT_WINDOWS: Final = 3
-_BOOST: Final = 1.25
+_MORE_OF: Final = 1.03
+_STEP_UP: Final = 1.15
+_STEP_DOWN: Final = 1.5
+"""At most; by so much the rate is changed where the figures do not tell how far it is off."""
 _PRIOR_NS: Final = 0.03 * NS
 """Device time for which the shim's estimate is trusted until something was measured."""
 _REPAY_NS: Final = 1.5 * NS
@@ -147,17 +150,12 @@ class Pacer:
         if then is None or then.paced_ns < 0.9 * window.length_ns:
             return
         short_ns = then.due_ns - window.busy_ns
-        pressed = then.pressed_ns >= 0.5 * window.length_ns
-        if pressed or short_ns < 0:
-            short = 0 < window.busy_ns < _SHORT_OF * then.due_ns
-            self._short = self._short + 1 if short else 0
-            memory_ns = _MEMORY_NS if self._short < _SHORT_WINDOWS else _SHORT_MEMORY_NS
-            keep = math.exp(-window.length_ns / memory_ns)
-            taken_ns = then.granted_ns if pressed else min(then.taken_ns, then.granted_ns)
-            self._granted_ns = self._granted_ns * keep + max(taken_ns, 0.0)
-            if self._short >= _SHORT_WINDOWS:
-                self._granted_ns *= _BOOST
-            self._busy_ns = self._busy_ns * keep + window.busy_ns
+        if then.pressed_ns >= 0.5 * window.length_ns:
+            self._compare(window, then)
+            self._owed_ns += short_ns
+        elif window.busy_ns > _MORE_OF * then.due_ns:
+            # More is granted than it can use, or it does not ask: how much more is not known.
+            self._granted_ns /= min(window.busy_ns / max(then.due_ns, 1.0), _STEP_DOWN)
             self._bound()
             self._owed_ns += short_ns
         elif self._owed_ns < 0:  # what it leaves unused is set against what it used too much
@@ -165,6 +163,18 @@ class Pacer:
         else:  # and whoever does not need it is owed nothing
             self._owed_ns *= math.exp(-window.length_ns / _MEMORY_NS)
         self._owed_ns = min(max(self._owed_ns, -_OVERRUN_MOST), _OWED_MOST)
+
+    def _compare(self, window: Window, then: _Mark) -> None:
+        """All that was granted was taken: so much of it was used."""
+        short = 0 < window.busy_ns < _SHORT_OF * then.due_ns
+        self._short = self._short + 1 if short else 0
+        lacks = self._short >= _SHORT_WINDOWS
+        keep = math.exp(-window.length_ns / (_SHORT_MEMORY_NS if lacks else _MEMORY_NS))
+        self._granted_ns = self._granted_ns * keep + then.granted_ns
+        self._busy_ns = self._busy_ns * keep + window.busy_ns
+        if lacks:
+            self._granted_ns *= _STEP_UP
+        self._bound()
 
     def _bound(self) -> None:
         """Keep the ratio where it can come back from quickly."""
