@@ -178,6 +178,19 @@ def test_graphs_are_debited_and_measured_anew_after_an_update(clockwork: Clockwo
     assert abs(clockwork.spent_ns - before - 600 * MS) <= 3 * 6 * MS
 
 
+def test_graph_that_gets_a_destroyed_ones_handle_is_unknown(clockwork: Clockwork) -> None:
+    clockwork.order("length", 1, 10 * US)
+    assert clockwork.order("replay", 1, 200) == 0
+    assert clockwork.order("destroy", 1) == 0
+    clockwork.order("length", 1, 50 * MS)
+    queries = clockwork.order("get", QUERIES)
+    clockwork.order("set", NOT_READY_QUERIES, 20)
+
+    assert clockwork.order("replay", 1, 3) == 0  # the third waits for the first
+
+    assert clockwork.order("get", QUERIES) - queries > 20
+
+
 def test_captured_launches_are_not_debited(clockwork: Clockwork) -> None:
     clockwork.order("length", 0, 5 * MS)
 

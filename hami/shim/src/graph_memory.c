@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "cost.h"
 #include "hooks.h"
 #include "shim.h"
 
@@ -250,6 +251,8 @@ HAMI_EXPORT CUresult cuGraphExecDestroy(CUgraphExec handle)
     struct executable *executable =
         atomic_load(&hami_graphs_with_memory) != 0 ? take(handle) : NULL;
     const CUresult result = HAMI_CUDA(cuGraphExecDestroy, handle);
+    if (result == CUDA_SUCCESS)
+        hami_cost_forget(handle);
     if (executable == NULL)
         return result;
     if (result != CUDA_SUCCESS)

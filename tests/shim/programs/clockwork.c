@@ -4,6 +4,7 @@
  *   length INDEX NS                how long that function (and graph) takes from now on
  *   replay INDEX COUNT             graph launches
  *   update INDEX                   cuGraphExecUpdate
+ *   destroy INDEX                  cuGraphExecDestroy; the next graph gets the same handle
  *   captured INDEX COUNT           kernels into a stream that is captured, begun and ended here
  *   beside INDEX COUNT             kernels into another stream while one is captured
  *   set WHAT VALUE | get WHAT      of the driver
@@ -17,6 +18,7 @@ static int (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, uns
                              void *, void **, void **);
 static int (*cuGraphLaunch)(void *, void *);
 static int (*cuGraphExecUpdate_v2)(void *, void *, void *);
+static int (*cuGraphExecDestroy)(void *);
 static int (*cuStreamBeginCapture_v2)(void *, int);
 static int (*cuStreamEndCapture)(void *, void **);
 static int (*clocked_set)(int, uint64_t);
@@ -44,6 +46,8 @@ static unsigned long long obey(const char *order, unsigned long one, unsigned lo
             failed += cuGraphLaunch(&functions[one], NULL);
     else if (strcmp(order, "update") == 0)
         return (unsigned)cuGraphExecUpdate_v2(&functions[one], stream, stream);
+    else if (strcmp(order, "destroy") == 0)
+        return (unsigned)cuGraphExecDestroy(&functions[one]);
     else if (strcmp(order, "captured") == 0 || strcmp(order, "beside") == 0) {
         failed += cuStreamBeginCapture_v2(stream, 0);
         failed += launch(one, two, 1, strcmp(order, "captured") == 0 ? stream : NULL);
@@ -63,6 +67,7 @@ int main(void)
     FIND(cuLaunchKernel);
     FIND(cuGraphLaunch);
     FIND(cuGraphExecUpdate_v2);
+    FIND(cuGraphExecDestroy);
     FIND(cuStreamBeginCapture_v2);
     FIND(cuStreamEndCapture);
     FIND(clocked_set);
