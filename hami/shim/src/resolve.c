@@ -34,6 +34,7 @@ static const char *const library_names[HAMI_LIBRARIES] = {"libcuda.so.1", "libnv
 
 void *_Atomic hami_real_functions[HAMI_ROWS];
 static void *_Atomic libraries[HAMI_LIBRARIES];
+static _Atomic bool missing[HAMI_ROWS]; /* the driver that is loaded has it not, and never will */
 
 typedef void *dlsym_type(void *handle, const char *name);
 typedef void *dlvsym_type(void *handle, const char *name, const char *version);
@@ -75,18 +76,21 @@ static void *loaded_library(enum hami_library library, int flags)
 static void *find_real(enum hami_row row, int flags)
 {
     void *function = atomic_load_explicit(&hami_real_functions[row], memory_order_acquire);
-    if (function != NULL)
+    if (function != NULL || atomic_load_explicit(&missing[row], memory_order_relaxed))
         return function;
     void *handle = loaded_library(rows[row].library, flags);
     if (handle != NULL)
         function = real_dlsym()(handle, rows[row].name);
     if (function == rows[row].hook)
         function = NULL;
-    if (function != NULL)
+    if (function != NULL) {
         atomic_store_explicit(&hami_real_functions[row], function, memory_order_release);
-    else
-        dlerror(); /* the error of our own look-up is none of the program's */
-    return function;
+        return function;
+    }
+    dlerror(); /* the error of our own look-up is none of the program's */
+    if (handle != NULL)
+        atomic_store_explicit(&missing[row], true, memory_order_relaxed);
+    return NULL;
 }
 
 void *hami_find_real(enum hami_row row)
