@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check lint format bench test-cluster native wheel clean
+.PHONY: help demo test check lint format bench test-cluster test-gpu native wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +35,9 @@ bench: $(VENV)/.develop  ## the benchmarks; figures on stdout
 test-cluster: $(VENV)/.develop  ## API-facing tests against the cluster of HAMI_TEST_KUBECONFIG
 	@test -n "$$HAMI_TEST_KUBECONFIG" || { echo "set HAMI_TEST_KUBECONFIG to a kubeconfig" >&2; exit 2; }
 	@$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+
+test-gpu: $(VENV)/.develop  ## the suite for a machine with a GPU: GPU_ARGS=--quick, or --simulated
+	@scripts/test-gpu $(GPU_ARGS)
 
 native: $(VENV)/.runtime  ## build the shim and the simulated driver in place
 	@$(BIN)/python native.py

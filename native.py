@@ -81,7 +81,7 @@ SIMULATED_CUDA = Target(
 SIMULATED_NVML = Target(
     "hami/sandbox/gpu/lib/libnvidia-ml.so.1",
     sources(SHIM, "process.c")
-    + sources(GPU, f"sim_node.c sim_timeline.c sim_visible.c {NVML_ONLY}"),
+    + sources(GPU, f"sim_managed.c sim_node.c sim_timeline.c sim_visible.c {NVML_ONLY}"),
     [*SHARED, f"-I{SHIM}", "-Wl,-soname,libnvidia-ml.so.1"],
 )
 TARGETS = (

@@ -66,6 +66,10 @@ class UnfitError(HamiError):
     """The request fits nowhere it was asked to fit."""
 
 
+class ResizeError(UnfitError):
+    """A running pod cannot have what it asks for; the message says why."""
+
+
 class QuotaExceededError(UnfitError):
     """The pod's namespace has no room for it; the message names the quota and what is left."""
 

@@ -114,6 +114,12 @@ CONTAINER_LIMIT: Final = Metric(
     help="Device memory that a container may use.",
     labels=_CONTAINER,
 )
+CONTAINER_ENFORCEMENT: Final = Metric(
+    name="hami_container_enforcement",
+    kind="gauge",
+    help="1 for the backend that enforces a container's limits (docs/enforcement.md).",
+    labels=("namespace", "pod", "container", "backend"),
+)
 CONTAINER_MEMORY_OLD: Final = Metric(
     name="hami_container_device_memory_bytes",
     kind="gauge",
@@ -356,6 +362,7 @@ TABLE: Final = (
     CONTAINER_MEMORY,
     CONTAINER_LIMIT,
     CONTAINER_MEMORY_OLD,
+    CONTAINER_ENFORCEMENT,
     CONTAINER_UTILIZATION,
     CONTAINER_CORE_LIMIT,
     CONTAINER_CORE_SHARE,

@@ -112,6 +112,7 @@ def test_memory_calls_of_the_shim(tmp_path: Path) -> None:
 
     assert {(row["what"], row["live"], row["slots"]) for row in rows} == {
         ("again", 0, 1), ("query", 0, 1), ("again", 2000, 1), ("query", 2000, 1), ("any", 2000, 1),
+        ("pool", 0, 1), ("pool", 2000, 1),
         ("fresh", 0, 1), ("fresh", 2000, 1), ("again", 0, 16), ("query", 0, 16),
         ("again", 0, 256), ("query", 0, 256),
     }  # fmt: skip

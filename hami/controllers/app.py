@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from hami import __version__, crashpoints, health
 from hami.config import Settings
-from hami.controllers import api, server
+from hami.controllers import api, resizer, server
 from hami.controllers import binder as binding
 from hami.controllers import extender as extending
 from hami.controllers import outcomes as undoing
@@ -68,7 +68,7 @@ async def run(
         ConfigError: A setting cannot be used: an address, a certificate, the kubeconfig.
         UnavailableError: The API server did not show everything in time.
     """
-    crashpoints.arm(os.environ.get(crashpoints.ENV), known=CRASH_POINTS)
+    crashpoints.arm(os.environ.get(crashpoints.ENV), known=(*CRASH_POINTS, *resizer.CRASH_POINTS))
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     loaded = start if isinstance(start, Loaded) else Loaded(settings=start)
@@ -115,6 +115,7 @@ async def _run(parts: Parts, task_status: TaskStatus[Ports]) -> None:
                         watching.start_soon(parts.locks.run, name="locks")
                         watching.start_soon(parts.nudger.run, name="nudger")
                         watching.start_soon(parts.preemptor.run, name="preemptor")
+                        watching.start_soon(parts.resizer.run, name="resizer")
                 watching.cancel_scope.cancel()
             speaking.cancel_scope.cancel()
         observed.cancel_scope.cancel()

@@ -35,6 +35,7 @@ from hami.controllers.podwriter import PodWriter
 from hami.controllers.preemptor import Preemptor
 from hami.controllers.preemptverb import PreemptVerb
 from hami.controllers.quotahandler import QuotaHandler
+from hami.controllers.resizer import Resizer
 from hami.controllers.roles import RoleLabel, own_pod
 from hami.controllers.simulation import Simulation
 from hami.controllers.stores import Stores
@@ -74,6 +75,7 @@ class Parts:
     certificates: Certificates | None
     leadership: leadership.Leadership
     leftovers: Leftovers
+    resizer: Resizer
     role: RoleLabel
     succession: Succession
 
@@ -153,6 +155,15 @@ def build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> Pa
         is_binding=binder.is_binding,
     )
     pods.add_handler(leftovers.on_set, leftovers.on_delete)
+    resizer = Resizer(
+        client,
+        pods,
+        cache,
+        vendors=vendors,
+        recorder=recorder,
+        mandate=leads.mandate,
+    )
+    pods.add_handler(resizer.on_set, resizer.on_delete)
     role = RoleLabel(client, own_pod(os.environ), leads)
     LeadershipExporter(leads, registry)
     gangs = Gangs(cache, placer, read=lambda pod: read_request(pod, vendors, defaults))
@@ -283,6 +294,7 @@ def build(loaded: Loaded, client: KubeClient, registry: CollectorRegistry) -> Pa
         certificates=None if pair is None else Certificates(pair, counters=counters),
         leadership=leads,
         leftovers=leftovers,
+        resizer=resizer,
         role=role,
         succession=Succession(
             cache,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from hami.core import quota
+from hami.core import quota, resize
 from hami.core.allocation import Allocation, Charge
 from hami.core.device import Device, DeviceUuid, PodRequest, VendorName
 from hami.core.quota import NO_USE, Lack, QuotaBook, QuotaUse
@@ -54,6 +54,14 @@ class Reservation:
     """What it was decided for, where the decider said so."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Resize:
+    """What a bound pod is about to have."""
+
+    allocation: Allocation
+    expires_at: float
+
+
 class AllocationCache:
     """The one owner of the device table and of the quota book.
 
@@ -70,6 +78,7 @@ class AllocationCache:
         self._by_pod: dict[str, Reservation] = {}
         self._by_node: dict[str, dict[str, None]] = {}  # inner ones are replaced, never changed
         self._expiring: dict[str, float] = {}
+        self._resizes: dict[str, _Resize] = {}
 
     def duplicate(self) -> AllocationCache:
         """A cache of its own with the same content, to try things out; another thread may."""
@@ -78,6 +87,7 @@ class AllocationCache:
         twin._by_pod = dict(self._by_pod)
         twin._by_node = dict(self._by_node)
         twin._expiring = dict(self._expiring)
+        twin._resizes = dict(self._resizes)
         return twin
 
     def set_node(
@@ -151,9 +161,49 @@ class AllocationCache:
     def confirm(self, allocation: Allocation, *, init_done: bool = False) -> None:
         """The API server shows the pod bound with these devices: count exactly that. Idempotent.
 
-        That is the truth, whatever a quota says.
+        That is the truth, whatever a quota says. While a resize is being written, what it needs is
+        counted as well, until the watch shows it.
         """
+        coming = self._resizes.get(allocation.uid)
+        if coming is not None and coming.allocation.containers == allocation.containers:
+            del self._resizes[allocation.uid]
+        elif coming is not None:
+            allocation = resize.larger(allocation, coming.allocation)
         self._put(allocation, State.CONFIRMED, expires_at=None, init_done=init_done)
+
+    def resize(self, allocation: Allocation, *, expires_at: float, init_done: bool = False) -> None:
+        """Keep room for other amounts of a bound pod's devices, until the watch shows them.
+
+        Args:
+            allocation: What the pod is to have, of the same devices.
+            expires_at: When to give up if that never happens.
+            init_done: Whether its init containers hold nothing any more.
+
+        Raises:
+            StaleSnapshotError: The pod is not bound, or another resize of it is under way.
+            ResizeError: A device has no room for it.
+            QuotaExceededError: The namespace has none.
+        """
+        uid = allocation.uid
+        current = self._by_pod.get(uid)
+        if current is None or current.state is not State.CONFIRMED or uid in self._resizes:
+            raise StaleSnapshotError(f"pod {allocation.pod}: not bound, or being resized")
+        wanted = resize.larger(current.allocation, allocation)
+        charges = wanted.charges(init_done=init_done)
+        resize.check_room(self.table, allocation.node, current.charges, charges)
+        if wanted.containers != current.allocation.containers:  # something grows
+            self._require_room(wanted, current)
+        self._resizes[uid] = _Resize(allocation=allocation, expires_at=expires_at)
+        self._put(wanted, State.CONFIRMED, expires_at=None, init_done=init_done)
+
+    def end_resize(self, allocation: Allocation, *, init_done: bool = False) -> None:
+        """A resize came to nothing: the pod still has this."""
+        if self._resizes.pop(allocation.uid, None) is not None:
+            self.confirm(allocation, init_done=init_done)
+
+    def overdue_resizes(self, now: float) -> tuple[str, ...]:
+        """Uids of pods whose resize the watch has not shown in time."""
+        return tuple(uid for uid, it in self._resizes.items() if it.expires_at <= now)
 
     def keep(self, uid: str) -> None:
         """Let what is held or reserved for the pod not expire: the caller will end it."""
@@ -172,6 +222,7 @@ class AllocationCache:
 
     def forget(self, uid: str) -> None:
         """The pod is gone or finished: nothing is held for it any more. Idempotent."""
+        self._resizes.pop(uid, None)
         if uid in self._by_pod:
             self._drop(uid)
 

@@ -51,6 +51,10 @@ class EnvVar(_Object, frozen=True, kw_only=True):
     value: str | None = None
 
 
+class EnvFrom(_Object, frozen=True, kw_only=True):
+    """Variables from elsewhere: their names are not known here."""
+
+
 class ResourceRequirements(_Object, frozen=True, kw_only=True):
     """What a container asks for."""
 
@@ -76,6 +80,7 @@ class Container(_Object, frozen=True, kw_only=True):
     name: str = ""
     resources: ResourceRequirements | None = None
     env: list[EnvVar] | None = None
+    env_from: list[EnvFrom] | None = None
     restart_policy: str | None = None
     security_context: SecurityContext | None = None
     volume_mounts: list[VolumeMount] | None = None

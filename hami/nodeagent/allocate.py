@@ -27,6 +27,8 @@ LIBRARY_PATH: Final = f"{CONTAINER_DIR}/libvgpu.so"
 """Where the shim is mounted. Loaded from here it grants no memory without readable limits."""
 FAIL_OPEN_PATH: Final = f"{CONTAINER_DIR}/fail-open/libvgpu.so"
 """Where it is mounted if it is to lift the limits in that case; see ``place.c``."""
+VISIBLE_ENV: Final = "NVIDIA_VISIBLE_DEVICES"
+"""What the container runtime reads."""
 PRELOAD_PATH: Final = "/etc/ld.so.preload"
 REGION_ENV: Final = "HAMI_REGION_DIR"
 """Where the shim looks if nothing is mounted at the place above: outside of containers."""
@@ -71,6 +73,8 @@ class DeviceLimit:
     memory_bytes: int
     core_permille: int
     """0: no limit."""
+    physical_bytes: int = 0
+    """Memory that the device really has; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,29 +90,34 @@ class Limits:
     """Where a device is contended; 0: the usual one."""
     fail_open: bool = False
     """Whether usage that cannot be recorded lifts the limits."""
+    oversubscribe: bool = False
+    """Where device memory is short, managed memory may take its place."""
 
 
 def grant(
     devices: Sequence[ContainerDevice],
     *,
-    container: Container,
     region: Path,
     shim: Shim,
     settings: NodeAgentSettings,
 ) -> Grant:
-    """What the container gets.
+    """What a container gets whose limits the shim keeps.
 
     Args:
         devices: Its devices, in the order of the allocation.
-        container: As its pod's author wrote it.
         region: Host directory with its ``control`` and ``usage`` files.
         shim: What to preload.
         settings: Policies.
     """
     return Grant(
         envs=_environment(devices, region=region, settings=settings),
-        mounts=_mounts(region, shim, enforced=enforced(container, settings)),
+        mounts=_mounts(region, shim),
     )
+
+
+def visible(devices: Sequence[ContainerDevice]) -> dict[str, str]:
+    """The variable by which the container runtime gives a container its devices."""
+    return {VISIBLE_ENV: ",".join(dict.fromkeys(device.uuid for device in devices))}
 
 
 def limits(
@@ -118,8 +127,18 @@ def limits(
     vendor: Vendor,
     settings: Settings,
     weight: int = 0,
+    physical: Mapping[DeviceUuid, int] | None = None,
 ) -> Limits:
-    """What the region's control file says of the container."""
+    """What the region's control file says of the container.
+
+    Args:
+        devices: Its devices, in the order of the allocation.
+        container: As its pod's author wrote it.
+        vendor: Names the resource that says its priority.
+        settings: Policies.
+        weight: Where a device is contended; 0: the usual one.
+        physical: Bytes that the devices really have, as far as that is known.
+    """
     agent = settings.node_agent
     policy = "disable" if agent.disable_core_limit else settings.nvidia.core_policy
     return Limits(
@@ -128,6 +147,7 @@ def limits(
                 uuid=device.uuid,
                 memory_bytes=device.memory * BYTES_PER_MIB,
                 core_permille=0 if device.cores >= 100 else device.cores * 10,
+                physical_bytes=(physical or {}).get(device.uuid, 0),
             )
             for device in devices
         ),
@@ -135,6 +155,7 @@ def limits(
         policy=policy,
         weight=weight,
         fail_open=agent.fail_open,
+        oversubscribe=agent.memory_scaling > 1,
     )
 
 
@@ -180,7 +201,7 @@ def _environment(
     devices: Sequence[ContainerDevice], *, region: Path, settings: NodeAgentSettings
 ) -> dict[str, str]:
     envs = {
-        "NVIDIA_VISIBLE_DEVICES": ",".join(dict.fromkeys(device.uuid for device in devices)),
+        **visible(devices),
         "CUDA_DEVICE_SM_LIMIT": str(devices[0].cores),
         REGION_ENV: str(region),
     }
@@ -195,14 +216,13 @@ def _environment(
     return envs
 
 
-def _mounts(region: Path, shim: Shim, *, enforced: bool) -> tuple[Mount, ...]:
+def _mounts(region: Path, shim: Shim) -> tuple[Mount, ...]:
     files = [
         (region / "control", f"{CONTAINER_DIR}/control", True),
         (region / "usage", f"{CONTAINER_DIR}/usage", False),
         (shim.library, shim.inside, True),
+        (shim.preload, PRELOAD_PATH, True),
     ]
-    if enforced:
-        files.append((shim.preload, PRELOAD_PATH, True))
     return tuple(
         Mount(host_path=str(host), container_path=inside, read_only=read_only)
         for host, inside, read_only in files

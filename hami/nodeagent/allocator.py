@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Final
 
 import anyio
 
 from hami.config import Settings
 from hami.core import codec_steering
+from hami.core.codec_enforcement import ENFORCEMENT_KEY
 from hami.core.device import Device, DeviceUuid
 from hami.core.objects import Container, Pod
+from hami.core.quantity import BYTES_PER_MIB
 from hami.core.vendor import Vendor
 from hami.crashpoints import crash_point
 from hami.errors import AllocateError, CodecError, ConflictError, KubeError
 from hami.kube.events import EventRecorder
 from hami.kube.resources import PODS, ObjectRef
 from hami.logs import get_logger
-from hami.nodeagent import allocate, pending
+from hami.nodeagent import allocate, enforcement, pending
 from hami.nodeagent.allocate import Grant, Limits, Shim
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.consume import PodWriter
 from hami.nodeagent.counters import AgentMetrics
+from hami.nodeagent.enforcement import BACKENDS
 from hami.nodeagent.finder import PodFinder
 from hami.nodeagent.inventory import Inventory
 from hami.nodeagent.pending import Candidate, Entry
@@ -122,7 +124,13 @@ class Allocator:
         Raises:
             ConflictError: The pod changed.
         """
-        await self._writer.consume(pod, entry, before=self._finder.consumed(pod))
+        backends = {
+            claim.container: claim.backend
+            for claim in self._regions.claims.values()
+            if claim.uid == pod.metadata.uid
+        }
+        before = self._finder.consumed(pod)
+        await self._writer.consume(pod, entry, before=before, backends=backends)
         self._finder.remember(pod, entry)
 
     async def give_back(self, pod: Pod, entry: Entry) -> None:
@@ -163,6 +171,39 @@ class Allocator:
             vendor=self._vendor,
             settings=self._settings,
             weight=_weight(pod),
+            physical=self._physical_bytes(),
+        )
+
+    def _physical_bytes(self) -> dict[DeviceUuid, int]:
+        """What the devices have: they are offered with the factor of oversubscription."""
+        scaling = self._agent.memory_scaling
+        return {
+            device.uuid: round(device.memory / scaling) * BYTES_PER_MIB
+            for device in self._inventory.devices
+        }
+
+    def claim(self, pod: Pod, entry: Entry, ids: Sequence[str], *, library: str) -> Claim:
+        """Whose region it is, and what enforces its limits, for the record beside it."""
+        offered = {device.uuid: device for device in self._inventory.devices}
+        return Claim(
+            ids=tuple(sorted(ids)),
+            uid=pod.metadata.uid,
+            namespace=pod.metadata.namespace,
+            pod=pod.metadata.name,
+            container=entry.container,
+            index=entry.index,
+            init=entry.init,
+            devices=tuple(device.uuid for device in entry.devices),
+            backend=enforcement.choose(
+                entry.devices,
+                container_of(pod, entry),
+                self._agent,
+                offered=offered,
+                wanted=pod.annotations.get(ENFORCEMENT_KEY, "").strip(),
+            ),
+            whole=enforcement.is_whole(entry.devices, self._agent, offered=offered),
+            library=library,
+            created_ns=time.time_ns(),
         )
 
     async def _allocate(self, ids: Sequence[str]) -> Grant:
@@ -190,8 +231,10 @@ class Allocator:
     async def _take(self, candidate: Candidate, ids: Sequence[str]) -> Grant:
         pod, entry = candidate.pod, candidate.entry
         self._check_devices(entry, ids)
-        allocate.check_mounts(container_of(pod, entry))
-        claim = claim_for(pod, entry, ids, library=str(self._shim.library))
+        claim = self.claim(pod, entry, ids, library=str(self._shim.library))
+        backend = BACKENDS[claim.backend]
+        if backend.keeps_region:
+            allocate.check_mounts(container_of(pod, entry))
         region = candidate.region
         if region is None:
             region = await self._regions.prepare(claim, self.limits(pod, entry))
@@ -207,18 +250,10 @@ class Allocator:
             uid=pod.metadata.uid,
             container=entry.container,
             devices=[device.uuid for device in entry.devices],
+            backend=backend.name,
             repeated=candidate.region is not None,
         )
-        return self._grant(candidate, region)
-
-    def _grant(self, candidate: Candidate, region: Path) -> Grant:
-        return allocate.grant(
-            candidate.entry.devices,
-            container=container_of(candidate.pod, candidate.entry),
-            region=region,
-            shim=self._shim,
-            settings=self._agent,
-        )
+        return backend.grant(entry.devices, directory=region, shim=self._shim, settings=self._agent)
 
     def _offered(self, ids: Sequence[str]) -> list[DeviceUuid]:
         """The devices behind the ids.
@@ -281,19 +316,3 @@ def _weight(pod: Pod) -> int:
         return codec_steering.decode_core_weight(pod.annotations)
     except CodecError:
         return 0
-
-
-def claim_for(pod: Pod, entry: Entry, ids: Sequence[str], *, library: str) -> Claim:
-    """Whose region it is, for the record beside it."""
-    return Claim(
-        ids=tuple(sorted(ids)),
-        uid=pod.metadata.uid,
-        namespace=pod.metadata.namespace,
-        pod=pod.metadata.name,
-        container=entry.container,
-        index=entry.index,
-        init=entry.init,
-        devices=tuple(device.uuid for device in entry.devices),
-        library=library,
-        created_ns=time.time_ns(),
-    )

@@ -49,6 +49,7 @@ from hami.nodeagent.regions import Regions
 from hami.nodeagent.registrar import Registrar
 from hami.nodeagent.registration import Registration
 from hami.nodeagent.residents import Residents
+from hami.nodeagent.resizing import Resizing
 from hami.site import vendor_table
 
 log = get_logger(__name__)
@@ -170,7 +171,20 @@ class Agent:
             shim=shim,
             metrics=metrics,
         )
-        self.residents = Residents(agent, regions=self.regions, pods=self.pods, events=self.events)
+        self.resizing = Resizing(
+            client,
+            vendor=vendor,
+            pods=self.pods,
+            regions=self.regions,
+            limits=allocator.limits,
+        )
+        self.residents = Residents(
+            agent,
+            regions=self.regions,
+            pods=self.pods,
+            events=self.events,
+            heed=self.resizing.heed,
+        )
         self.governor = Governor(self.residents, nvml, agent, report=self.residents.report)
         self.exporter = Exporter(
             node_name=name,
@@ -202,6 +216,7 @@ class Agent:
             await tasks.start(self.nodes.run, name="nodes")
             await tasks.start(self.devices.probe, name="devices")
             tasks.start_soon(self.governor.run, name="governor")
+            tasks.start_soon(self.resizing.run, name="resizing")
             tasks.start_soon(self.devices.listen, name="device-events")
             tasks.start_soon(self.registrar.run, name="registrar")
             tasks.start_soon(self.registration.run, name="kubelet")

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from hami.core.codec_enforcement import SHIM
 from hami.errors import CodecError
 
 FILE: Final = "claim.json"
@@ -47,6 +48,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """A plain init container: the kubelet does not tell what those hold."""
     devices: tuple[str, ...]
     """UUIDs in the order of the allocation."""
+    backend: str = SHIM
+    """What enforces its limits; a claim of a version that knew one alone does not say."""
+    whole: bool = False
+    """Whether it has every one of its devices to itself."""
     library: str = ""
     """The shim it was prepared with, a path of the host."""
     created_ns: int = 0

@@ -12,6 +12,7 @@ import msgspec
 
 from hami.core import codec
 from hami.core.allocation import BindPhase
+from hami.core.codec_enforcement import ENFORCEMENT_STATUS_KEY, encode_enforcement_status
 from hami.core.objects import Pod
 from hami.core.vendor import Vendor, VendorTable
 from hami.errors import CodecError, ConflictError
@@ -50,20 +51,31 @@ class PodWriter:
             raise CodecError(f"{ref}: expected a pod, met {error}") from error
         return fresh if fresh.metadata.uid == pod.metadata.uid else None
 
-    async def consume(self, pod: Pod, entry: Entry, *, before: frozenset[int]) -> None:
+    async def consume(
+        self,
+        pod: Pod,
+        entry: Entry,
+        *,
+        before: frozenset[int],
+        backends: Mapping[str, str],
+    ) -> None:
         """Blank the entry; with nothing left to any vendor, the pod's allocation is a success.
 
         Args:
             pod: As the decision saw it.
             entry: The container's part.
             before: Positions consumed earlier that ``pod`` may not show yet.
+            backends: What enforces the limits of each container, so far.
 
         Raises:
             ConflictError: The pod is not as the decision saw it.
         """
         old = self._text(pod, before)
         new = pending.blank(old, entry.position)
-        changes = {self._vendor.to_allocate_key: new}
+        changes = {
+            self._vendor.to_allocate_key: new,
+            ENFORCEMENT_STATUS_KEY: encode_enforcement_status(backends),
+        }
         if pending.complete({**pod.annotations, **changes}, self._vendors):
             changes[codec.BIND_PHASE_KEY] = BindPhase.SUCCESS.value
         tests = {

@@ -18,6 +18,8 @@ from hami.nodeagent import region
 from hami.nodeagent.region_layout import MAX_DEVICES, Control, DeviceControl, Grant
 
 NS_PER_SECOND: Final = 1_000_000_000
+LEAST_RATE: Final = 1_000_000
+"""Whoever is limited to less still gets so much: 0.1 % of the device."""
 _MASK: Final = (1 << MAX_DEVICES) - 1
 _TICK: Final = 1 << MAX_DEVICES
 _WORD: Final = 2**64
@@ -168,7 +170,8 @@ class ControlFile:
     def granted(self, device: int, now_ns: int) -> int:
         """Device time granted up to that moment of CLOCK_MONOTONIC, nanoseconds."""
         granted, since, rate = self._line(device)
-        return int(granted + max(now_ns - since, 0) * rate // NS_PER_SECOND) % _WORD
+        passed = max(now_ns - since, 0) if since else 0
+        return int(granted + passed * max(rate, LEAST_RATE) // NS_PER_SECOND) % _WORD
 
     def beat(self, now_ns: int) -> None:
         """Say that the governor lives: processes note once a beat that they submit work."""

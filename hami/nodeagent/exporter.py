@@ -73,13 +73,13 @@ class Exporter(Collector):
 
     async def _read(self) -> None:
         self._here = frozenset(pod.metadata.uid for pod in self._pods.list())
-        samples = await self._regions.samples()
-        self._samples = tuple(sample for sample in samples if sample.claim.uid in self._here)
         try:
             self._use = await self._nvml.use()
         except DeviceError as error:
             self._use = ()
             log.warning("device_use_not_read", error=str(error))
+        samples = await self._regions.samples({use.device.uuid: use for use in self._use})
+        self._samples = tuple(sample for sample in samples if sample.claim.uid in self._here)
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Nothing: names are known only to ``collect``, which must not run at registration."""
@@ -117,15 +117,18 @@ class Exporter(Collector):
         used = _family(metrics.CONTAINER_MEMORY)
         used_old = _family(metrics.CONTAINER_MEMORY_OLD)
         limit = _family(metrics.CONTAINER_LIMIT)
+        enforcement = _family(metrics.CONTAINER_ENFORCEMENT)
         for sample in self._samples:
             claim = sample.claim
+            whose = [claim.namespace, claim.pod, claim.container]
+            enforcement.add_metric([*whose, claim.backend, ZONE], 1)
             for index, device in enumerate(sample.devices):
-                labels = [claim.namespace, claim.pod, claim.container, str(index), device.uuid]
+                labels = [*whose, str(index), device.uuid]
                 used.add_metric([*labels, ZONE], device.used_bytes)
                 used_old.add_metric([*labels, ZONE], device.used_bytes)
                 if device.limit_bytes is not None:
                     limit.add_metric([*labels, ZONE], device.limit_bytes)
-        yield from (used, used_old, limit)
+        yield from (used, used_old, limit, enforcement)
 
 
 def _family(row: Metric, *, zone: bool = True) -> GaugeMetricFamily:

@@ -25,7 +25,7 @@ from hami.kube.informer import Informer
 from hami.kube.resources import PODS, ObjectRef
 from hami.logs import get_logger
 from hami.nodeagent import pending
-from hami.nodeagent.allocator import Allocator, claim_for
+from hami.nodeagent.allocator import Allocator
 from hami.nodeagent.claims import Claim, Holder
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.finder import PodFinder
@@ -140,12 +140,11 @@ class IdentityCheck:
             pod=f"{holder.namespace}/{holder.pod}",
             container=holder.container,
         )
-        twin = self._twin(holder, claim) if len(look.found) == 1 else None
+        twin = self._twin(holder, claim, ids) if len(look.found) == 1 else None
         if twin is None:
             await self._return_to_line(claim, look.holdings)
             raise await self._refusal(holder, claim)
-        pod, entry = twin
-        true_claim = claim_for(pod, entry, ids, library=claim.library)
+        pod, entry, true_claim = twin
         await self._regions.hand_over(path, true_claim, self._allocator.limits(pod, entry))
         if any(waiting == entry for waiting in self._line(pod)):
             await self._consume(pod, entry)
@@ -159,14 +158,20 @@ class IdentityCheck:
             "force",
         )
 
-    def _twin(self, holder: Holder, claim: Claim) -> tuple[Pod, Entry] | None:
-        """The holder's own entry, if it is for the very devices of the claim."""
+    def _twin(
+        self, holder: Holder, claim: Claim, ids: Sequence[str]
+    ) -> tuple[Pod, Entry, Claim] | None:
+        """The holder's own entry, if it is for the very devices of the claim; and its own claim.
+
+        What is mounted was decided for the other: both must need the same.
+        """
         pod = self._pods.get(holder.namespace, holder.pod)
         if pod is None:
             return None
         for entry in self._recorded(pod):
             if entry.container == holder.container and _same_devices(entry, claim):
-                return pod, entry
+                own = self._allocator.claim(pod, entry, ids, library=claim.library)
+                return (pod, entry, own) if own.backend == claim.backend else None
         return None
 
     async def _refusal(self, holder: Holder, claim: Claim) -> AllocateError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -26,19 +25,15 @@ from hami.nodeagent import claims, processes, region
 from hami.nodeagent.allocate import Limits
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
-from hami.nodeagent.samples import ContainerSample, DeviceSample
+from hami.nodeagent.enforcement import BACKENDS
+from hami.nodeagent.nvml import DeviceUse
+from hami.nodeagent.samples import ContainerSample
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 
 USAGE_BYTES: Final = ctypes.sizeof(region.Usage)
-_POLICIES: Final = {
-    "default": region.Policy.DEFAULT,
-    "force": region.Policy.FORCE,
-    "disable": region.Policy.DISABLE,
-}
-
 ROUNDING_BYTES: Final = 2**20
 """What a file system may set aside for a usage file beyond its size, without a container's help."""
 _BLOCK_BYTES: Final = 512
@@ -104,17 +99,36 @@ class Regions:
         _, newest = max(found, key=lambda item: item[1].created_ns)
         return tuple(item for item in found if item[1].uid == newest.uid)
 
-    async def samples(self) -> tuple[ContainerSample, ...]:
-        """What every container says it uses; a region that cannot be read is left out."""
+    @property
+    def kept(self) -> Mapping[Path, Claim]:
+        """Those with files of a region, by directory."""
+        return {p: claim for p, claim in self._claims.items() if _keeps_region(claim)}
+
+    def limit(self, path: Path, limits: Limits) -> bool:
+        """Put other limits into force, for processes that run as well; whether any was another.
+
+        Raises:
+            CodecError: The files are not what was prepared.
+            OSError: They cannot be opened.
+        """
+        return BACKENDS[self._claims[path].backend].limit(path, limits)
+
+    async def samples(self, use: Mapping[str, DeviceUse]) -> tuple[ContainerSample, ...]:
+        """What every container uses; one whose files cannot be read is left out.
+
+        Args:
+            use: What the driver says of each device, by uuid.
+        """
         found = []
         for path, claim in list(self._claims.items()):
             try:
-                use = await self._in_thread(partial(region.read_usage, path))
+                measure = partial(BACKENDS[claim.backend].measure, path, claim, use)
+                devices = await self._in_thread(measure)
             except (CodecError, OSError) as error:
                 self._metrics.malformed_regions.inc()
                 log.warning("region_unreadable", path=str(path), error=str(error))
                 continue
-            found.append(_sample(claim, use))
+            found.append(ContainerSample(claim=claim, devices=devices))
         return tuple(found)
 
     async def reclaim(self) -> int:
@@ -125,7 +139,7 @@ class Regions:
         """
         earlier = await self._in_thread(partial(processes.look))
         emptied = 0
-        for path in list(self._claims):
+        for path in self.kept:
             try:
                 is_dead = DeathCheck(earlier)
                 emptied += await self._in_thread(partial(region.reclaim, path, is_dead))
@@ -139,7 +153,7 @@ class Regions:
 
         Nothing is lost: whatever stands beyond the format's end is none of it.
         """
-        for path in list(self._claims):
+        for path in self.kept:
             try:
                 cut = await self._in_thread(partial(_trim, path / region.USAGE))
             except OSError as error:
@@ -159,9 +173,7 @@ class Regions:
             path
         )  # first: who prepares it anew meanwhile has its turn after us
         try:
-            await self._in_thread(partial(shutil.rmtree, path))
-        except FileNotFoundError:
-            return
+            await self._in_thread(partial(BACKENDS[claim.backend].release, path))
         except OSError as error:
             self._claims.setdefault(path, claim)
             raise AllocateError(f"removing region {path}: {error}") from error
@@ -190,27 +202,11 @@ def _write(path: Path, claim: Claim, limits: Limits) -> None:
     """The claim first: files without one would never be found again."""
     path.mkdir(parents=True, exist_ok=True)
     claims.write(path, claim)
-    region.create(
-        path,
-        devices=[
-            region.RegionDevice(
-                uuid=device.uuid,
-                memory_limit_bytes=device.memory_bytes,
-                core_limit_permille=device.core_permille,
-            )
-            for device in limits.devices
-        ],
-        owner=region.Owner(
-            pod_uid=claim.uid,
-            pod_namespace=claim.namespace,
-            pod_name=claim.pod,
-            container_name=claim.container,
-        ),
-        priority=limits.priority,
-        weight=limits.weight,
-        policy=_POLICIES[limits.policy],
-        flags=region.Flag.FAIL_OPEN if limits.fail_open else region.Flag.NONE,
-    )
+    BACKENDS[claim.backend].prepare(path, claim, limits)
+
+
+def _keeps_region(claim: Claim) -> bool:
+    return BACKENDS[claim.backend].keeps_region
 
 
 def _trim(usage: Path) -> int:
@@ -246,20 +242,6 @@ class DeathCheck:
         return self._now.is_dead(process.pid_namespace, process.pid)
 
 
-def _sample(claim: Claim, use: region.RegionUse) -> ContainerSample:
-    return ContainerSample(
-        claim=claim,
-        devices=tuple(
-            DeviceSample(
-                uuid=device.uuid,
-                used_bytes=use.used_bytes(index),
-                limit_bytes=device.memory_limit_bytes,
-            )
-            for index, device in enumerate(use.devices)
-        ),
-    )
-
-
 def _purpose(claim: Claim) -> tuple[object, ...]:
     return claim.uid, claim.container, claim.ids
 
@@ -272,7 +254,12 @@ def _load(root: Path) -> dict[Path, Claim]:
         if path.is_symlink() or not path.is_dir():
             continue
         try:
-            found[path] = claims.read(path)
+            claim = claims.read(path)
         except CodecError as error:  # another agent's, or half made: nothing of ours runs on it
             log.warning("region_without_claim", path=str(path), error=str(error))
+            continue
+        if claim.backend in BACKENDS:
+            found[path] = claim
+        else:  # a later version's: it knows what to do about it
+            log.warning("backend_unknown", path=str(path), backend=claim.backend[:80])
     return found

@@ -47,17 +47,18 @@ class Residents:
         regions: Regions,
         pods: Informer[Pod],
         events: EventRecorder,
+        heed: Callable[[Path, Claim, Pod], None] = lambda _path, _claim, _pod: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._regions, self._pods, self._events = settings, regions, pods, events
-        self._clock = clock
+        self._heed_limits, self._clock = heed, clock
         self._tenants: dict[Path, tuple[Claim, Tenant]] = {}
         self._looked_at = float("-inf")
         self._complained: dict[str, str] = {}
 
     async def refresh(self) -> Sequence[Tenant]:
         """All regions that can be opened, as they are now."""
-        claims = dict(self._regions.claims)
+        claims = dict(self._regions.kept)
         due = self._clock() - self._looked_at >= LOOK_SECONDS
         changed = len(claims) != len(self._tenants) or any(
             path not in self._tenants or self._tenants[path][0] is not claim
@@ -66,8 +67,8 @@ class Residents:
         if due or changed:
             self._looked_at = self._clock()
             await anyio.to_thread.run_sync(self._open_and_close, claims)
-        for claim, tenant in self._tenants.values():
-            self._heed(claim, tenant)
+        for path, (claim, tenant) in self._tenants.items():
+            self._heed(path, claim, tenant)
         if due:
             present = {claim.uid for claim in claims.values()}
             self._complained = {u: text for u, text in self._complained.items() if u in present}
@@ -116,11 +117,12 @@ class Residents:
                         raise
                     log.warning("region_not_opened", path=str(path), error=str(error))
 
-    def _heed(self, claim: Claim, tenant: Tenant) -> None:
+    def _heed(self, path: Path, claim: Claim, tenant: Tenant) -> None:
         """What the pod's annotations ask for."""
         pod = self._pods.get(claim.namespace, claim.pod)
         if pod is None or pod.metadata.uid != claim.uid:
             return
+        self._heed_limits(path, claim, pod)
         if isinstance(pod, NodePod):
             tenant.container_id = pod.container_id(claim.container)
         tenant.enforced = all(

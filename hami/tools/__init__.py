@@ -1,1 +1,1 @@
-"""Commands that ask a running controller, from wherever its user sits."""
+"""Commands that ask a running controller, and those of one host without Kubernetes."""

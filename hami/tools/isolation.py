@@ -21,6 +21,7 @@ from hami.nodeagent import region
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 HELPER: Final = _PACKAGE / "sandbox" / "runtime" / "lib" / "run-isolated"
 SHIM: Final = _PACKAGE / "shim" / "lib" / "libvgpu.so"
+DIRECTORY_ENV: Final = "HAMI_REGION_DIR"
 PRELOAD_FILE: Final = Path("/etc/ld.so.preload")
 FIXED: Final = Path("/usr/local/vgpu")
 """Where containers have them, too; the module that says so for those is slow to load."""
@@ -43,7 +44,7 @@ class Way:
     environment: Mapping[str, str]
 
 
-def check() -> None:
+def check(environment: Mapping[str, str]) -> None:
     """See that the shim is there, and that nothing else limits this process already.
 
     Raises:
@@ -53,11 +54,13 @@ def check() -> None:
         raise ConfigError(
             f"{SHIM}: expected the shim, met no such file; `python native.py` builds it"
         )
-    if (FIXED / region.CONTROL).exists():
-        raise ConfigError(
-            f"{FIXED / region.CONTROL}: this process is limited already, as a container is; "
-            "expected a process of the host"
-        )
+    outer = environment.get(DIRECTORY_ENV)
+    for control in (FIXED / region.CONTROL, Path(outer or FIXED) / region.CONTROL):
+        if control.exists():
+            raise ConfigError(
+                f"{control}: this process is limited already, as a container is; expected a "
+                "process of the host"
+            )
 
 
 def choose(wanted: Isolation, directory: Path, environment: Mapping[str, str], *, uid: int) -> Way:
@@ -97,7 +100,7 @@ def _by_environment(directory: Path, environment: Mapping[str, str]) -> Way:
         environment={
             **environment,
             "LD_PRELOAD": f"{SHIM}:{others}" if others else str(SHIM),
-            "HAMI_REGION_DIR": str(directory),
+            DIRECTORY_ENV: str(directory),
         },
     )
 
@@ -126,5 +129,5 @@ def _by_namespace(directory: Path, environment: Mapping[str, str]) -> Way:
         raise ConfigError(f"--isolation namespace: {HELPER}: {error}") from error
     if tried.returncode != 0:
         raise ConfigError(f"--isolation namespace: not possible here: {tried.stderr.strip()}")
-    kept = {name: value for name, value in environment.items() if name != "HAMI_REGION_DIR"}
+    kept = {name: value for name, value in environment.items() if name != DIRECTORY_ENV}
     return Way(prefix=(os.fspath(HELPER), *binds, "--"), environment=kept)

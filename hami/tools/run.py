@@ -30,6 +30,7 @@ from hami.tools.isolation import Isolation
 WARDEN_LOG: Final = "warden.log"
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
+_NAME_BYTES: Final = 63
 _WARDEN_SECONDS: Final = 20.0
 # Lets go of whoever started it: no child of the program's, of another session, and of no terminal.
 _DETACH: Final = (
@@ -56,7 +57,7 @@ def run(request: Request, environment: Mapping[str, str]) -> NoReturn:
     Raises:
         ConfigError: Something that was asked for cannot be had.
     """
-    isolation.check()
+    isolation.check(environment)
     devices = runlimits.devices(
         request.gpus, _present(), memory=request.memory, cores=request.cores
     )
@@ -100,7 +101,7 @@ def _make(
         region.create(
             making.directory,
             devices=devices,
-            owner=region.Owner(container_name=Path(request.command[0]).name[:60]),
+            owner=region.Owner(container_name=_name(request.command[0])),
             policy=request.policy,
             priority=request.priority,
             usage_mode=0o600,
@@ -108,6 +109,11 @@ def _make(
         return making.done()
     except OSError as error:
         raise ConfigError(f"directory of runs {root}: {error.strerror}") from error
+
+
+def _name(command: str) -> str:
+    """What the region's owner is called: the program, as far as its field reaches."""
+    return Path(command).name.encode(errors="replace")[:_NAME_BYTES].decode(errors="ignore")
 
 
 def _start_warden(directory: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,9 @@ from hami.tools.liveness import Owners
 DIRECTORY_ENV: Final = "HAMI_RUN_DIR"
 NOTE: Final = "run.json"
 NOTE_BYTES: Final = 256 * 1024
+WORDS_KEPT: Final = 32
+WORD_KEPT: Final = 256
+"""Characters of each."""
 _NEW: Final = ".new-"
 _START_FIELD: Final = 19
 """Of ``/proc/PID/stat``, counted from the state."""
@@ -77,10 +80,10 @@ def root(environment: Mapping[str, str], uid: int) -> Path:
     """Where the user's runs lie, whether it exists or not."""
     if environment.get(DIRECTORY_ENV):
         return Path(environment[DIRECTORY_ENV])
-    if uid == 0:
-        return Path("/run/hami")
-    runtime = environment.get("XDG_RUNTIME_DIR", "")
-    return Path(runtime) / "hami" if runtime.startswith("/") else Path(f"/tmp/hami-{uid}")
+    above = Path("/run" if uid == 0 else environment.get("XDG_RUNTIME_DIR", ""))
+    if above.is_absolute() and above.is_dir():
+        return above / "hami"
+    return Path(f"/tmp/hami-{uid}")
 
 
 def open_root(path: Path) -> Path:
@@ -137,6 +140,12 @@ def _read(directory: Path) -> Note:
         return msgspec.json.decode(file.read(NOTE_BYTES), type=Note)
 
 
+def _shown(command: Sequence[str]) -> Iterator[str]:
+    """Enough of it to know it again, as text, whatever its bytes are."""
+    for word in command[:WORDS_KEPT]:
+        yield word[:WORD_KEPT].encode(errors="replace").decode()
+
+
 class Making:
     """A directory of this process, under another name until it is ``done``."""
 
@@ -146,12 +155,11 @@ class Making:
         name = f"{pid}-{start}"
         self.directory = path / f"{_NEW}{name}"
         self._final = path / name
-        self._note = Note(pid=pid, start_ticks=start, command=command)
+        self._note = Note(pid=pid, start_ticks=start, command=tuple(_shown(command)))
         self.directory.mkdir(mode=0o700)
 
     def done(self) -> Run:
         """Give it its name; the directory has moved."""
-        encoded = msgspec.json.encode(self._note)
-        (self.directory / NOTE).write_bytes(encoded[:NOTE_BYTES])
+        (self.directory / NOTE).write_bytes(msgspec.json.encode(self._note))
         self.directory.rename(self._final)
         return Run(directory=self._final, note=self._note)

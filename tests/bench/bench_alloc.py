@@ -5,7 +5,8 @@
 Over a driver whose calls cost nothing. *again*: a pair of cuMemAlloc and cuMemFree where the driver
 gives out again what was freed last, as drivers do. *fresh*: it always gives out new addresses, one
 after the other. *any*: one of the live pointers is freed, chosen at random, and one is allocated:
-then each call finds its entry in a cold cache.
+then each call finds its entry in a cold cache. *pool*: cuMemAllocAsync and cuMemFreeAsync of a pool
+that has the memory already.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def measure(
             held = count
             orders = [(pattern, "pair")]
             if pattern == "again":
+                orders += [("pool", "async")]
                 orders += [("query", "query"), *([("any", "churn")] if count else [])]
             for name, order in orders:
                 found = shimbench.turns(pair, order, calls, rounds)

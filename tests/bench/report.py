@@ -261,25 +261,32 @@ def _alloc(measured: Figures) -> str:
         "again": "pair, addresses given out again",
         "fresh": "pair, always new addresses",
         "any": "pair, any of the live ones",
+        "pool": "pair of the pool",
         "query": "memory query",
     }
-    found = {(row["what"], row["live"], row["slots"]): row["added_ns"] for row in rows}
+    found = {(row["what"], row["live"], row["slots"]): _two_added(row) for row in rows}
     lines = [
         (text, *(found.get((what, count, 1), "-") for count in live))
         for what, text in names.items()
     ]
-    return table(("added ns; live pointers:", *(f"{count:,}" for count in live)), lines)
+    return table(("added ns, p10 / p50; live pointers:", *(f"{count:,}" for count in live)), lines)
+
+
+def _two_added(row: Mapping[str, float]) -> str:
+    return f"{row['added_p10_ns']:.0f} / {row['added_ns']:.0f}"
 
 
 def _slots(measured: Figures) -> str:
-    rows = [row for row in measured["figures"] if row["live"] == 0 and row["what"] != "fresh"]
+    rows = [
+        row for row in measured["figures"] if row["live"] == 0 and row["what"] in {"again", "query"}
+    ]
     slots = sorted({row["slots"] for row in rows})
-    found = {(row["what"], row["slots"]): row["added_ns"] for row in rows}
+    found = {(row["what"], row["slots"]): _two_added(row) for row in rows}
     lines = [
         (text, *(found.get((what, count), "-") for count in slots))
         for what, text in (("again", "allocate and free"), ("query", "memory query"))
     ]
-    return table(("added ns; processes that hold memory:", *slots), lines)
+    return table(("added ns, p10 / p50; processes that hold memory:", *slots), lines)
 
 
 def _init(measured: Figures) -> str:
@@ -357,7 +364,7 @@ def picture_of_allocations(figures: Figures) -> str:
     names = {"again": "given out again", "fresh": "always new", "any": "any of the live"}
     lines = {
         text: [
-            (row["live"], max(row["added_ns"], 1.0))
+            (row["live"], max(row["added_p10_ns"], 1.0))
             for row in figures
             if row["what"] == what and row["slots"] == 1 and row["live"] > 0
         ]

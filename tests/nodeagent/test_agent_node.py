@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from hami import metrics
 from hami.core import codec
 from hami.core.vendors.nvidia import NVIDIA
 from hami.kube.resources import NODES
+from hami.nodeagent.nvml import DeviceUse
 from hami.nodeagent.samples import ContainerSample
 from tests.support.agent import AgentBench, bound_pod, open_agent
 from tests.support.gpus import A100_MIB, T4_MIB
@@ -222,10 +224,10 @@ async def test_scrapes_that_come_together_share_a_reading() -> None:
         readings = []
         read = regions.samples
 
-        async def counted() -> tuple[ContainerSample, ...]:
+        async def counted(use: Mapping[str, DeviceUse]) -> tuple[ContainerSample, ...]:
             readings.append(1)
             await anyio.sleep(0.01)
-            return await read()
+            return await read(use)
 
         regions.samples = counted  # type: ignore[method-assign] # counts, and reads all the same
         async with anyio.create_task_group() as tasks:

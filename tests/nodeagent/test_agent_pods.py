@@ -13,9 +13,11 @@ import pytest
 from hami.core import codec
 from hami.core.vendors.nvidia import NVIDIA
 from hami.nodeagent import claims, region
+from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu.node import PROBE
 from hami.sandbox.runtime import Isolation, Runtime
 from tests.support.agent import bound_pod, open_agent
+from tests.support.gpus import A100_MIB
 from tests.support.node import eventually
 
 OUT_OF_MEMORY = 2
@@ -42,6 +44,20 @@ async def test_container_gets_its_devices_and_limits() -> None:
             (second, 3000 * 2**20),
             (first, 2000 * 2**20),
         ]
+
+
+async def test_region_allows_managed_memory_where_more_is_offered_than_there_is() -> None:
+    async with open_agent(memory_scaling=2) as bench:
+        first, *_ = bench.gpus.uuids
+
+        await bench.node.create(bound_pod("a", [[(first, 60_000)]], run="sleep 1000"))
+
+        await bench.node.phase("a", "Running")
+        (directory,) = bench.regions.iterdir()
+        with ControlFile(directory) as control:
+            assert control.control.flags == region.Flag.OVERSUBSCRIBE
+        (device,) = region.read_usage(directory).devices
+        assert device.physical_bytes == A100_MIB * 2**20
 
 
 async def test_kubelet_hands_out_ids_of_the_very_devices_of_the_allocation() -> None:

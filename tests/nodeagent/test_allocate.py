@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hami.config import NodeAgentSettings, NvidiaSettings, Settings
-from hami.core.objects import Container, EnvVar, VolumeMount
+from hami.core.device import DeviceUuid
+from hami.core.objects import Container, VolumeMount
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import AllocateError
 from hami.nodeagent import allocate
@@ -17,10 +18,9 @@ SHIM = Shim(library=Path("/host/libvgpu.so.1-abc"), preload=Path("/host/ld.so.pr
 DEVICES = (given("GPU-b", memory=3000, cores=30), given("GPU-a", memory=8000, cores=50))
 
 
-def grant_for(container: Container | None = None, **settings: object) -> Grant:
+def grant_for(**settings: object) -> Grant:
     return allocate.grant(
         DEVICES,
-        container=container or make_container(),
         region=REGION,
         shim=SHIM,
         settings=NodeAgentSettings(**settings),  # type: ignore[arg-type] # the test's own values
@@ -60,9 +60,7 @@ def test_node_that_fails_open_says_so_where_the_container_cannot_change_it() -> 
     agent = NodeAgentSettings(fail_open=True)
     shim = Shim(library=SHIM.library, preload=SHIM.preload, inside=allocate.FAIL_OPEN_PATH)
 
-    given = allocate.grant(
-        DEVICES, container=make_container(), region=REGION, shim=shim, settings=agent
-    )
+    given = allocate.grant(DEVICES, region=REGION, shim=shim, settings=agent)
 
     assert limits_for(settings=Settings(node_agent=agent)).fail_open
     assert not limits_for().fail_open
@@ -84,27 +82,6 @@ def test_only_the_usage_file_can_be_written_by_the_container() -> None:
     assert writable == ["/usr/local/vgpu/usage"]
 
 
-@pytest.mark.parametrize(
-    ("value", "allowed", "loaded"),
-    [
-        pytest.param("true", False, True, id="a container cannot opt out by itself"),
-        pytest.param("true", True, False, id="a container opts out where the site lets it"),
-        pytest.param("1", True, False, id="any spelling of true will do"),
-        pytest.param("false", True, True, id="false is no opt-out"),
-        pytest.param("perhaps", True, True, id="what is no truth value is no opt-out"),
-        pytest.param(None, True, True, id="a value from a reference is not followed"),
-    ],
-)
-def test_shim_is_loaded_unless_the_site_lets_containers_opt_out(
-    value: str | None, allowed: bool, loaded: bool
-) -> None:
-    container = Container(name="main", env=[EnvVar(name="CUDA_DISABLE_CONTROL", value=value)])
-
-    mounts = grant_for(container, allow_disable_control=allowed).mounts
-
-    assert any(mount.container_path == "/etc/ld.so.preload" for mount in mounts) is loaded
-
-
 def test_limits_are_bytes_and_permille_of_each_device() -> None:
     limits = limits_for()
 
@@ -112,6 +89,24 @@ def test_limits_are_bytes_and_permille_of_each_device() -> None:
         ("GPU-b", 3000 * 2**20, 300),
         ("GPU-a", 8000 * 2**20, 500),
     ]
+
+
+@pytest.mark.parametrize(("scaling", "allowed"), [(1.0, False), (1.5, True), (0.5, False)])
+def test_oversubscription_is_allowed_where_more_is_offered_than_there_is(
+    scaling: float, allowed: bool
+) -> None:
+    settings = Settings(node_agent=NodeAgentSettings(memory_scaling=scaling))
+
+    limits = allocate.limits(
+        DEVICES,
+        container=make_container(),
+        vendor=NVIDIA,
+        settings=settings,
+        physical={DeviceUuid("GPU-a"): 6000 * 2**20},
+    )
+
+    assert limits.oversubscribe is allowed
+    assert [device.physical_bytes for device in limits.devices] == [0, 6000 * 2**20]
 
 
 def test_whole_device_has_no_core_limit() -> None:

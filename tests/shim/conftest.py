@@ -60,3 +60,30 @@ def start_client(compile_program: Callable[..., Path]) -> Iterator[Callable[...,
     yield start
     for client in clients:
         client.stop()
+
+
+@pytest.fixture
+def exact(tmp_path: Path) -> Iterator[Machine]:
+    """A node with two H100s whose peaks never count the dead."""
+    machine = Machine.create(tmp_path, [catalogue.get("h100")] * 2, exact_peaks=True)
+    yield machine
+    machine.stop()
+
+
+@pytest.fixture
+def start_pooler(compile_program: Callable[..., Path]) -> Iterator[Callable[..., Client]]:
+    """Starts ``pooler`` processes in a container (a machine: without the shim), initialised on
+    its first device."""
+    program = compile_program("pooler", "-pthread")
+    clients: list[Client] = []
+
+    def start(place: Container | Machine, **env: str) -> Client:
+        own = place.environment() if isinstance(place, Machine) else place.environment
+        client = Client(program, {**own, **env})
+        clients.append(client)
+        assert client.ask("init", 0) == (0,)
+        return client
+
+    yield start
+    for client in clients:
+        client.stop()

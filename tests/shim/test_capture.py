@@ -9,7 +9,7 @@ import pytest
 
 from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu import node
-from tests.support import pacing
+from tests.support import cuda, pacing
 from tests.support.gpu import Client, Container, Machine
 from tests.support.pacing import MS, PIECE_NS, PLENTY, SECOND
 
@@ -149,3 +149,33 @@ def test_every_way_to_launch_waits(control: ControlFile, grapher: Client, path: 
     pacing.pace(control, PLENTY)
 
     assert grapher.answer() == (0,)
+
+
+def test_launches_of_a_green_context_are_paid_for_and_outlived(
+    machine: Machine, container: Container, control: ControlFile
+) -> None:
+    script = """
+class Resource(ctypes.Structure):
+    _fields_ = [("type", c_int), ("padding", ctypes.c_uint8 * 92), ("sm", c_uint),
+                ("rest", ctypes.c_uint8 * 36), ("next", c_void_p)]
+
+whole, parts, left, groups = Resource(), (Resource * 1)(), Resource(), c_uint(1)
+cu("cuDeviceGetDevResource", 0, by(whole), 1)
+kernel = function(1000)
+for _ in range(20):
+    cu("cuDevSmResourceSplitByCount", parts, by(groups), by(whole), by(left), 0, 30)
+    green = made("cuGreenCtxCreate", made("cuDevResourceGenerateDesc", parts, 1), 0, 1)
+    cu("cuCtxSetCurrent", made("cuCtxFromGreenCtx", green))
+    where = made("cuGreenCtxStreamCreate", green, 1, 0)
+    for _ in range(5):
+        cu("cuLaunchKernel", kernel, 1, 1, 1, 1, 1, 1, 0, where, None, None)
+    cu("cuStreamSynchronize", where)
+    cu("cuCtxSetCurrent", context)
+    cu("cuGreenCtxDestroy", green)
+    cu("cuLaunchKernel", kernel, 1, 1, 1, 1, 1, 1, 0, None, None, None)
+    cu("cuCtxSynchronize")
+"""
+    cuda.run(machine, script, container=container)
+
+    assert busy_ns(machine) == 20 * 6 * MS
+    assert abs(pacing.spent_ns(container.directory) - busy_ns(machine)) <= 6 * MS

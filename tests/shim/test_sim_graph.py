@@ -283,3 +283,22 @@ print(end())
         str(WRONG),
         "0",
     ]
+
+
+def test_graphs_and_captures_are_the_same_under_the_shim(machine: Machine) -> None:
+    script = """
+begin()
+launch(kernel, where)
+fork()
+launch(kernel, other)
+join()
+print(end(), size(result), took(made("cuGraphInstantiateWithFlags", result, 0)) >= 2)
+begin()
+print(code("cuStreamSynchronize", where), end())
+"""
+    container = machine.container(2**30)
+
+    assert cuda.run(machine, CAPTURE + script, container=container) == [
+        "0 2 True",
+        f"{UNSUPPORTED} {INVALIDATED}",
+    ]

@@ -217,7 +217,7 @@ def test_contexts_cost_what_the_node_says(tmp_path: Path) -> None:
 
 def test_state_file_of_something_else_is_refused(tmp_path: Path, machine: Machine) -> None:
     foreign = tmp_path / "foreign"
-    foreign.write_bytes(b"x" * 10_000_000)
+    foreign.write_bytes(b"x" * 20_000_000)
 
     with pytest.raises(SandboxError, match="expected version 2"):
         node.read_use(foreign)

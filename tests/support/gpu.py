@@ -19,6 +19,11 @@ OUT_OF_MEMORY = 2
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = Path(os.environ.get("HAMI_TEST_SHIM", ROOT / "hami/shim/lib/libvgpu.so"))
 """Of this build, or another one that is to pass the same tests."""
+DRIVER = Path(os.environ.get("HAMI_TEST_DRIVER", node.LIBRARY_DIR))
+"""The simulated one, likewise."""
+LOADED_FIRST = os.environ.get("HAMI_TEST_LOADED_FIRST", "")
+"""What must come before the shim: the runtime of a sanitizer."""
+SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
 WAIT_SECONDS = 20.0
 
 
@@ -37,7 +42,7 @@ class Machine:
     path: Path
     uuids: tuple[str, ...]
     shim: Path = SHIM
-    libraries: Path = node.LIBRARY_DIR
+    libraries: Path = DRIVER
     extra: dict[str, str] = field(default_factory=dict)
     """More environment for every process."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -65,14 +70,21 @@ class Machine:
             "LD_LIBRARY_PATH": str(self.libraries),
             **self.extra,
         }
+        if LOADED_FIRST:
+            environment |= {"LD_PRELOAD": LOADED_FIRST, **SANITIZER_OPTIONS}
         if container is not None:
-            environment["LD_PRELOAD"] = str(self.shim)
+            environment["LD_PRELOAD"] = f"{LOADED_FIRST} {self.shim}".strip()
             environment["HAMI_REGION_DIR"] = str(container.directory)
             environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(container.uuids)
         return environment
 
     def container(
-        self, *limits: int | None, name: str = "container", first_gpu: int = 0
+        self,
+        *limits: int | None,
+        name: str = "container",
+        first_gpu: int = 0,
+        priority: int = 1,
+        flags: region.Flag = region.Flag.NONE,
     ) -> Container:
         """A container with one GPU for each limit (bytes, None: none), beginning at first_gpu."""
         directory = self.path / name
@@ -84,6 +96,8 @@ class Machine:
                 region.RegionDevice(uuid=uuid, memory_limit_bytes=limit)
                 for uuid, limit in zip(uuids, limits, strict=True)
             ],
+            priority=priority,
+            flags=flags,
         )
         return Container(machine=self, directory=directory, uuids=uuids)
 
@@ -170,6 +184,12 @@ class Client:
         result, address = self.ask("alloc", size)
         assert result == 0
         return address
+
+    def value(self, order: str, *words: object) -> int:
+        """The second number of an answer that begins with success."""
+        result, answer, *_ = self.ask(order, *words)
+        assert result == 0
+        return answer
 
     def exec_anew(self) -> None:
         self.tell("exec")

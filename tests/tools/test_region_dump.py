@@ -32,6 +32,7 @@ from hami.nodeagent.region_layout import (
 from hami.tools import dump, dump_screen, regionfile
 from hami.tools.regionfile import File
 from tests.support.gpu import MIB, Client, Machine
+from tests.support.mutants import CONTENT, mutated, mutations
 
 GPUS = [f"GPU-{digit * 8}-1111-1111-1111-111111111111" for digit in "ab"]
 NOW_NS = 10**15
@@ -235,7 +236,7 @@ OWNER = 77 << 42 | 5 << 22 | 9
         (of_control("flags"), 16, "flag is unknown (0x10)"),
         (of_control("device_count"), 0, "lists no device"),
         (of_control("device_count"), 99, "lists 99 devices, of which 16 count"),
-        (of_control("pulse"), 2, "the pulse names the devices 1, the core modes none"),
+        (of_control("pulse"), 2, "the pulse names the devices 1, the core modes 0"),
         (of_control("heartbeat_ns"), 2**62, "the heartbeat is of the future"),
         (of_device(0, "memory_limit_bytes"), 0, "no memory at all"),
         (of_device(0, "memory_limit_bytes"), 2**40, "more memory than it has"),
@@ -292,31 +293,11 @@ def test_two_slots_of_one_owner_and_a_file_too_long(tmp_path: Path) -> None:
     assert "usage is 4 bytes longer than its format" in odd
 
 
-CONTENT = {"control": ctypes.sizeof(Control), "usage": ctypes.sizeof(Usage)}
-
-
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     directory = tmp_path_factory.mktemp("region")
     write(directory)
     return {name: (directory / name).read_bytes() for name in CONTENT}
-
-
-def mutations(size: int) -> st.SearchStrategy[list[tuple[int, bytes]]]:
-    """Places and what is written there: anywhere, but the first kilobytes most of the time."""
-    places = st.one_of(st.integers(0, 4096), st.integers(0, size))
-    words = st.one_of(
-        st.binary(min_size=1, max_size=64),
-        st.sampled_from([b"\xff" * 8, bytes(8), (2**63).to_bytes(8, "little")]),
-    )
-    return st.lists(st.tuples(places, words), max_size=24)
-
-
-def mutated(content: bytes, changes: list[tuple[int, bytes]], length: int | None) -> bytes:
-    changed = bytearray(content)
-    for place, word in changes:
-        changed[place : place + len(word)] = word
-    return bytes(changed[:length])
 
 
 @given(

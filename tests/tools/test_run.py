@@ -8,63 +8,19 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hami.nodeagent import region
-from hami.nodeagent.controlfile import ControlFile
 from hami.sandbox.gpu import node
 from hami.tools import isolation, rundir
-from tests.support.gpu import MIB, ROOT, Machine, wait_for
+from tests.support.gpu import MIB, Machine, wait_for
+from tests.support.runs import command, is_empty, run, start
 
 PROBE = str(node.PROBE)
 WAYS = ["environment", "namespace"]
-
-
-@pytest.fixture
-def runs(machine: Machine) -> Path:
-    """Where this test's runs lie: not among those of the machine."""
-    machine.extra[rundir.DIRECTORY_ENV] = str(machine.path / "runs")
-    machine.extra["PYTHONPATH"] = str(ROOT)
-    return machine.path / "runs"
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "hami", "run", *words]
-
-
-def run(
-    machine: Machine, *words: str, environment: dict[str, str] | None = None, stdin: str = ""
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words),
-        env={**machine.environment(), **(environment or {})},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def start(machine: Machine, *words: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command(*words),
-        env=machine.environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    machine.started.append(process)
-    return process
-
-
-def is_empty(runs: Path) -> bool:
-    return not [path for path in runs.iterdir() if path.is_dir()]
 
 
 def probed(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -302,13 +258,52 @@ def test_a_namespace_leaves_user_and_directory_alone(machine: Machine, runs: Pat
     assert result.stdout.splitlines() == [str(os.getuid()), str(Path.cwd()), "refused"]
 
 
-def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path) -> None:
+def test_auto_takes_the_namespace_where_it_changes_nothing_else(
+    machine: Machine, runs: Path, tmp_path: Path
+) -> None:
+    """For root, on a machine where both places exist: shown by a namespace around."""
+    (tmp_path / "vgpu").mkdir()
+    (tmp_path / "preload").touch()
+    script = f"echo preload=$LD_PRELOAD; {PROBE} --fill --check --text"
+    inner = command("--memory", "100", "--", "sh", "-c", script)
+
+    done = subprocess.run(
+        [isolation.HELPER, "--mount-rw", str(tmp_path / "vgpu"), "/usr/local/vgpu",
+         "--mount-rw", str(tmp_path / "preload"), "/etc/ld.so.preload", "--", *inner],
+        env=machine.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    expected = "" if os.getuid() == 0 else str(isolation.SHIM)
+    assert done.stdout.splitlines()[0] == f"preload={expected}"
+    assert "one byte more: CUresult 2" in done.stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_process_that_is_limited_already_is_told(machine: Machine, runs: Path, way: str) -> None:
     inner = command("--", "true")
 
-    result = run(machine, "--isolation", "namespace", "--", *inner)
+    result = run(machine, "--isolation", way, "--", *inner)
 
     assert result.returncode == 2
     assert "this process is limited already" in result.stderr
+
+
+def test_arguments_of_any_length_and_of_any_bytes(machine: Machine, runs: Path) -> None:
+    strange = os.fsdecode(b"\xff" * 70)
+    program = machine.path / strange
+    program.symlink_to("/bin/true")
+
+    assert run(machine, "--", str(program), *["x" * 1000] * 100).returncode == 0
+    wait_for(lambda: is_empty(runs), "the directory was removed")
+
+
+def test_runs_lie_where_their_user_alone_may_go(tmp_path: Path) -> None:
+    assert rundir.root({"HAMI_RUN_DIR": "/x"}, 5) == Path("/x")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 5) == tmp_path / "hami"
+    assert rundir.root({"XDG_RUNTIME_DIR": "/nowhere"}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({}, 5) == Path("/tmp/hami-5")
+    assert rundir.root({"XDG_RUNTIME_DIR": str(tmp_path)}, 0) == Path("/run/hami")
 
 
 def test_a_preloaded_library_of_the_user_stays(machine: Machine, runs: Path) -> None:
@@ -340,73 +335,3 @@ def test_fixed_places_are_those_of_containers() -> None:
 
     assert str(isolation.FIXED) == allocate.CONTAINER_DIR
     assert install.PACKAGED == isolation.SHIM
-
-
-def directory_of(runs: Path, process: subprocess.Popen[str]) -> Path:
-    found = [run.directory for run in rundir.runs(runs) if run.note.pid == process.pid]
-    assert len(found) == 1
-    return found[0]
-
-
-def spin(machine: Machine, program: Path, *options: str) -> subprocess.Popen[str]:
-    process = start(machine, *options, "--", str(program))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def beat(directory: Path) -> int:
-    with ControlFile(directory) as control:
-        return int(control.control.heartbeat_ns)
-
-
-def busy(machine: Machine) -> dict[int, int]:
-    """Device time by process."""
-    return {met.pid: met.busy_ns for met in node.read_processes(machine.state, 0)}
-
-
-def test_cores_are_limited_from_the_start(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    process = spin(machine, compile_program("spinner"), "--cores", "30", "--policy", "force")
-
-    with ControlFile(directory_of(runs, process)) as control:
-        device = control.control.devices[0]
-        assert device.core_limit_permille == 300
-        assert device.core_mode == region.CoreMode.LIMIT
-        assert device.grants[device.grant_sequence % 2].rate_ns_per_second > 0
-        assert control.control.policy == region.Policy.FORCE
-
-
-def test_runs_share_a_gpu_as_they_were_told(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    program = compile_program("spinner")
-    small, large = (spin(machine, program, "--cores", cores) for cores in ("30", "70"))
-    wait_for(lambda: min(busy(machine).values()) > 5 * 10**8, "both have worked for a while")
-    before = busy(machine)
-
-    def worked() -> list[int]:
-        now = busy(machine)
-        return [now[process.pid] - before[process.pid] for process in (small, large)]
-
-    wait_for(lambda: sum(worked()) > 4 * 10**9, "four seconds of device time")
-
-    ratio = worked()[0] / worked()[1]
-    assert 0.36 < ratio < 0.52, ratio  # 30 to 70
-
-
-def test_the_lock_of_the_governor_passes_on(
-    machine: Machine, runs: Path, compile_program: Callable[..., Path]
-) -> None:
-    program = compile_program("spinner")
-    first, second = (spin(machine, program, "--cores", "50") for _ in range(2))
-    left = directory_of(runs, second)
-    wait_for(lambda: beat(directory_of(runs, first)) > 0 and beat(left) > 0, "one governs both")
-
-    first.kill()
-    first.communicate()
-    wait_for(lambda: len(list(rundir.runs(runs))) == 1, "its directory was removed")
-    last = beat(left)
-
-    wait_for(lambda: beat(left) > last, "the other warden governs")

@@ -132,10 +132,11 @@ def test_who_is_nobodys_is_told_as_that(machine: Machine, host: Path) -> None:
     assert look.tenants == ()
 
 
-def test_runs_are_told(machine: Machine, host: Path) -> None:
+@pytest.mark.parametrize("isolation", ["environment", "namespace"])
+def test_runs_are_told(machine: Machine, host: Path, isolation: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "hami", "run", "--memory", "100", "--", str(node.PROBE),
-         "--allocate", "10", "--hold", "0"],
+        [sys.executable, "-P", "-m", "hami", "run", "--memory", "100", "--isolation", isolation,
+         "--", str(node.PROBE), "--allocate", "10", "--hold", "0"],
         env=machine.environment(), stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     machine.started.append(process)

@@ -1,6 +1,6 @@
 """The state file of one simulated node: made here, then shared by all processes that run on it.
 
-Mirrors ``src/sim_node.h``. A process uses the node by two settings: NODE_ENV names the file, and
+A process uses the node by two settings: NODE_ENV names the file, and
 LIBRARY_DIR stands first in LD_LIBRARY_PATH. Faults are injected by changing the file while it is in
 use; a reader or writer here maps it, since only the sandbox's own processes can touch it.
 """
@@ -20,146 +20,27 @@ from pathlib import Path
 from typing import Final
 
 from hami.errors import SandboxError
+from hami.sandbox.gpu import layout
 from hami.sandbox.gpu.catalogue import GpuModel
+from hami.sandbox.gpu.layout import MAX_GPUS
 
 NODE_ENV: Final = "HAMI_SIM_NODE"
 LIBRARY_DIR: Final = Path(__file__).parent / "lib"
 PROBE: Final = LIBRARY_DIR / "gpu-probe"
 
-MAX_GPUS: Final = 16
-MAX_PROCESSES: Final = 4096
 MAGIC: Final = int.from_bytes(b"HIMGSU01", "little")
 VERSION: Final = 2
 DRIVER_VERSION: Final = "570.133.20"
 CUDA_VERSION: Final = 12080
 QUEUE_DEPTH: Final = 1024
+POOL_STEP_BYTES: Final = 32 * 2**20
 NVML_PERIOD_NS: Final = 166_666_667
 NVML_LAG_NS: Final = 20_000_000
 
-_EVENTS: Final = 64
-_SAMPLES: Final = 4
-_POINTS: Final = 4096
+_NO_PROCESS_UTILIZATION: Final = 1
 _XID_EVENT: Final = 8
 _GPUS_PER_NUMA_NODE: Final = 4
 _BUS_STEP: Final = 0x0F
-
-
-class _Gpu(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("name", ctypes.c_char * 96),
-        ("uuid", ctypes.c_char * 48),
-        ("bus_id", ctypes.c_char * 16),
-        ("pci_domain", ctypes.c_uint32),
-        ("pci_bus", ctypes.c_uint32),
-        ("pci_device", ctypes.c_uint32),
-        ("pci_device_id", ctypes.c_uint32),
-        ("pci_subsystem_id", ctypes.c_uint32),
-        ("numa_node", ctypes.c_int32),
-        ("capability_major", ctypes.c_uint32),
-        ("capability_minor", ctypes.c_uint32),
-        ("multiprocessors", ctypes.c_uint32),
-        ("threads_per_multiprocessor", ctypes.c_uint32),
-        ("architecture", ctypes.c_uint32),
-        ("lost", ctypes.c_uint32),
-        ("memory_bytes", ctypes.c_uint64),
-        ("reserved_bytes", ctypes.c_uint64),
-        ("used_bytes", ctypes.c_uint64),
-        ("peak_bytes", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint8 * 272),
-    )
-
-
-class _Sample(ctypes.LittleEndianStructure):
-    _fields_ = (("period", ctypes.c_uint64), ("busy_ns", ctypes.c_uint64))
-
-
-class _Row(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("bytes", ctypes.c_uint64),
-        ("busy_ns", ctypes.c_uint64),
-        ("finish_ns", ctypes.c_uint64),
-        ("sampled_ns", ctypes.c_uint64),
-        ("samples", _Sample * _SAMPLES),
-    )
-
-
-class _Clock(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("time_ns", ctypes.c_uint64),
-        ("virtual_ns", ctypes.c_uint64),
-        ("busy_ns", ctypes.c_uint64),
-        ("sharers", ctypes.c_uint64),
-    )
-
-
-class _Point(ctypes.LittleEndianStructure):
-    _fields_ = (("time_ns", ctypes.c_uint64), ("virtual_ns", ctypes.c_uint64))
-
-
-class _Timeline(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("current", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("period_end_ns", ctypes.c_uint64),
-        ("sampled_ns", ctypes.c_uint64),
-        ("reaped_ns", ctypes.c_uint64),
-        ("clocks", _Clock * 2),
-        ("samples", _Sample * _SAMPLES),
-        ("active", ctypes.c_uint64 * (MAX_PROCESSES // 64)),
-        ("touched", ctypes.c_uint64 * (MAX_PROCESSES // 64)),
-        ("point_count", ctypes.c_uint64),
-        ("points", _Point * _POINTS),
-    )
-
-
-class _Process(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("token", ctypes.c_uint64),
-        ("pid", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
-        ("rows", _Row * MAX_GPUS),
-    )
-
-
-class _Event(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("sequence", ctypes.c_uint64),
-        ("gpu", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
-        ("type", ctypes.c_uint64),
-        ("data", ctypes.c_uint64),
-    )
-
-
-class _Node(ctypes.LittleEndianStructure):
-    _fields_ = (
-        ("magic", ctypes.c_uint64),
-        ("version", ctypes.c_uint32),
-        ("size", ctypes.c_uint32),
-        ("gpu_count", ctypes.c_uint32),
-        ("cuda_version", ctypes.c_uint32),
-        ("node_name", ctypes.c_char * 64),
-        ("driver_version", ctypes.c_char * 32),
-        ("context_bytes", ctypes.c_uint64),
-        ("lock", ctypes.c_uint64),
-        ("process_high", ctypes.c_uint32),
-        ("exact_peaks", ctypes.c_uint32),
-        ("last_event", ctypes.c_uint64),
-        ("realtime_offset_ns", ctypes.c_int64),
-        ("nvml_period_ns", ctypes.c_uint64),
-        ("nvml_lag_ns", ctypes.c_uint64),
-        ("nvml_delay_ns", ctypes.c_uint64),
-        ("nvml_flags", ctypes.c_uint32),
-        ("queue_depth", ctypes.c_uint32),
-        ("faults_version", ctypes.c_uint32),
-        ("reserved1", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint8 * 56),
-        ("faults", ctypes.c_char * 512),
-        ("gpus", _Gpu * MAX_GPUS),
-        ("events", _Event * _EVENTS),
-        ("timelines", _Timeline * MAX_GPUS),
-        ("processes", _Process * MAX_PROCESSES),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +50,10 @@ class GpuUse:
     used_bytes: int
     peak_bytes: int
     """The most that was ever held at once; by living processes, if peaks are exact."""
+    evicted_bytes: int = 0
+    """Managed memory that had to leave the device, ever."""
+    moved_bytes: int = 0
+    """Managed memory that kernels had to fetch from the host, ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +98,7 @@ def create_node_state(
     context_bytes: int = 0,
     exact_peaks: bool = False,
     queue_depth: int = QUEUE_DEPTH,
+    pool_step_bytes: int = POOL_STEP_BYTES,
     nvml_period_ns: int = NVML_PERIOD_NS,
     nvml_lag_ns: int = NVML_LAG_NS,
 ) -> tuple[str, ...]:
@@ -227,6 +113,7 @@ def create_node_state(
         context_bytes: Device memory that every CUDA context takes.
         exact_peaks: Never count a process that died just now into a peak; for tests.
         queue_depth: Launches that a process may queue before one blocks.
+        pool_step_bytes: By how much memory pools grow at a time.
         nvml_period_ns: Time that each of NVML's samples of utilisation covers.
         nvml_lag_ns: From the end of that time to the moment the sample can be seen; at most two
             periods.
@@ -236,10 +123,10 @@ def create_node_state(
     """
     if len(gpus) > MAX_GPUS:
         raise SandboxError(f"node {node_name}: expected at most {MAX_GPUS} GPUs, met {len(gpus)}")
-    node = _Node(
+    node = layout.Node(
         magic=MAGIC,
         version=VERSION,
-        size=ctypes.sizeof(_Node),
+        size=ctypes.sizeof(layout.Node),
         gpu_count=len(gpus),
         cuda_version=cuda_version,
         node_name=node_name.encode()[:63],
@@ -250,13 +137,14 @@ def create_node_state(
         nvml_period_ns=nvml_period_ns,
         nvml_lag_ns=nvml_lag_ns,
         queue_depth=queue_depth,
+        pool_step_bytes=pool_step_bytes,
     )
     for index, model in enumerate(gpus):
         node.gpus[index] = _gpu(model, index, node_name=node_name)
     try:
         temporary = path.with_name(f".{path.name}.new")
-        temporary.write_bytes(memoryview(node).cast("B")[: _Node.timelines.offset])
-        os.truncate(temporary, ctypes.sizeof(_Node))
+        temporary.write_bytes(memoryview(node).cast("B")[: layout.Node.timelines.offset])
+        os.truncate(temporary, ctypes.sizeof(layout.Node))
         temporary.chmod(0o666)
         temporary.replace(path)
     except OSError as error:
@@ -264,9 +152,9 @@ def create_node_state(
     return tuple(gpu_uuid(node_name, index) for index in range(len(gpus)))
 
 
-def _gpu(model: GpuModel, index: int, *, node_name: str) -> _Gpu:
+def _gpu(model: GpuModel, index: int, *, node_name: str) -> layout.Gpu:
     bus = _BUS_STEP * (index + 1)
-    return _Gpu(
+    return layout.Gpu(
         name=model.product.encode(),
         uuid=gpu_uuid(node_name, index).encode(),
         bus_id=f"0000:{bus:02X}:00.0".encode(),
@@ -287,19 +175,19 @@ def _gpu(model: GpuModel, index: int, *, node_name: str) -> _Gpu:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[_Node]:
+def _mapped(path: Path) -> Iterator[layout.Node]:
     try:
         with path.open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), ctypes.sizeof(_Node))
+            memory = mmap.mmap(file.fileno(), ctypes.sizeof(layout.Node))
     except (OSError, ValueError) as error:
         raise SandboxError(f"node state {path}: {error}") from error
-    node = _Node.from_buffer(memory)  # unmapped with the last reference to it
+    node = layout.Node.from_buffer(memory)  # unmapped with the last reference to it
     if (node.magic, node.version) != (MAGIC, VERSION):
         raise SandboxError(f"node state {path}: expected version {VERSION}, met {node.version}")
     yield node
 
 
-def _checked(node: _Node, gpu: int) -> int:
+def _checked(node: layout.Node, gpu: int) -> int:
     if not 0 <= gpu < node.gpu_count:
         raise SandboxError(f"GPU: expected an index below {node.gpu_count}, met {gpu}")
     return gpu
@@ -332,10 +220,48 @@ def inject_event(path: Path, gpu: int, *, kind: int, data: int = 0) -> None:
     """
     with _mapped(path) as node:
         sequence = node.last_event + 1
-        node.events[sequence % _EVENTS] = _Event(
+        node.events[sequence % layout.EVENTS] = layout.Event(
             sequence=sequence, gpu=_checked(node, gpu), type=kind, data=data
         )
         node.last_event = sequence
+
+
+def set_faults(path: Path, faults: str) -> None:
+    """Let calls of the CUDA driver fail or take long, in all processes; replaces earlier ones.
+
+    Args:
+        path: The node's state.
+        faults: As HAMI_SIM_FAULTS has them: ``cuMemAlloc_v2:3=2`` fails the third call from now on
+            with 2, ``cuMemAlloc_v2:3+=2`` the later ones too, ``cuLaunchKernel:delay=5ms`` delays
+            each; several with commas. Empty: none.
+
+    Raises:
+        SandboxError: There is no such node, or the text is too long.
+    """
+    text = faults.encode()
+    if len(text) >= layout.FAULTS_BYTES:
+        raise SandboxError(
+            f"faults: expected less than {layout.FAULTS_BYTES} bytes, met {len(text)}"
+        )
+    with _mapped(path) as node:
+        node.faults = text
+        node.faults_version += 1
+
+
+def set_nvml(path: Path, *, process_utilization: bool = True, delay_ns: int = 0) -> None:
+    """Change how NVML answers.
+
+    Args:
+        path: The node's state.
+        process_utilization: Whether utilisation of processes is supported.
+        delay_ns: How long each query of a device takes.
+
+    Raises:
+        SandboxError: There is no such node.
+    """
+    with _mapped(path) as node:
+        node.nvml_flags = 0 if process_utilization else _NO_PROCESS_UTILIZATION
+        node.nvml_delay_ns = delay_ns
 
 
 def read_use(path: Path) -> tuple[GpuUse, ...]:
@@ -346,7 +272,12 @@ def read_use(path: Path) -> tuple[GpuUse, ...]:
     """
     with _mapped(path) as node:
         return tuple(
-            GpuUse(used_bytes=gpu.used_bytes, peak_bytes=gpu.peak_bytes)
+            GpuUse(
+                used_bytes=gpu.used_bytes,
+                peak_bytes=gpu.peak_bytes,
+                evicted_bytes=gpu.evicted_bytes,
+                moved_bytes=gpu.moved_bytes,
+            )
             for gpu in node.gpus[: node.gpu_count]
         )
 
@@ -370,7 +301,7 @@ def read_time(path: Path, gpu: int) -> GpuTime:
         row = _checked(node, gpu)
         timeline = node.timelines[row]
         while True:  # the driver may move on while we look
-            clock = _Clock.from_buffer_copy(timeline.clocks[timeline.current & 1])
+            clock = layout.Clock.from_buffer_copy(timeline.clocks[timeline.current & 1])
             processes = tuple(
                 _process(process.pid, process.rows[row], clock)
                 for process in node.processes[: node.process_high]
@@ -380,7 +311,7 @@ def read_time(path: Path, gpu: int) -> GpuTime:
                 return GpuTime(time_ns=clock.time_ns, busy_ns=clock.busy_ns, processes=processes)
 
 
-def _process(pid: int, row: _Row, clock: _Clock) -> GpuProcess:
+def _process(pid: int, row: layout.Row, clock: layout.Clock) -> GpuProcess:
     return GpuProcess(
         pid=pid,
         used_bytes=row.bytes,

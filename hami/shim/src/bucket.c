@@ -71,7 +71,8 @@ static struct line read_line(const struct hami_device_control *control)
 
 static uint64_t granted_at(const struct line *line, uint64_t now_ns)
 {
-    const uint64_t passed = now_ns > line->since_ns ? now_ns - line->since_ns : 0;
+    const bool begun = line->since_ns != 0 && now_ns > line->since_ns;
+    const uint64_t passed = begun ? now_ns - line->since_ns : 0;
     return add(line->granted_ns, scale(passed, line->rate, SECOND_NS));
 }
 
@@ -81,16 +82,25 @@ uint64_t hami_bucket_granted(const struct hami_region *region, unsigned device, 
     return granted_at(&line, now_ns);
 }
 
-enum hami_core_mode hami_bucket_mode(const struct hami_region *region, unsigned device)
+static bool agent_is_dead(const struct hami_region *region)
 {
-    const uint32_t mode = atomic_load_explicit(&region->control->devices[device].core_mode,
-                                               memory_order_relaxed);
-    if (mode != HAMI_CORE_BLOCK)
-        return mode == HAMI_CORE_OFF || mode == HAMI_CORE_SUSPEND ? (enum hami_core_mode)mode
-                                                                  : HAMI_CORE_LIMIT;
     const uint64_t beat = atomic_load_explicit(&region->control->heartbeat_ns, memory_order_relaxed);
     const uint64_t now = hami_bucket_now_ns();
-    return now > beat && now - beat > HAMI_HEARTBEAT_MAX_NS ? HAMI_CORE_LIMIT : HAMI_CORE_BLOCK;
+    return now > beat && now - beat > HAMI_HEARTBEAT_MAX_NS;
+}
+
+enum hami_core_mode hami_bucket_mode(const struct hami_region *region, unsigned device)
+{
+    const struct hami_device_control *control = &region->control->devices[device];
+    const uint32_t mode = atomic_load_explicit(&control->core_mode, memory_order_relaxed);
+    const uint32_t line = atomic_load_explicit(&control->grant_sequence, memory_order_acquire) & 1;
+    if (mode == HAMI_CORE_OFF || mode == HAMI_CORE_SUSPEND)
+        return (enum hami_core_mode)mode;
+    if (mode == HAMI_CORE_BLOCK && !agent_is_dead(region))
+        return HAMI_CORE_BLOCK;
+    if (atomic_load_explicit(&control->grants[line].since_ns, memory_order_relaxed) == 0)
+        return HAMI_CORE_OFF;
+    return HAMI_CORE_LIMIT;
 }
 
 /* As much as is granted in 5 ms, within bounds: few additions at a high rate, and at a low one no

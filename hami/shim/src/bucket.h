@@ -19,7 +19,8 @@
 /* CLOCK_MONOTONIC. */
 uint64_t hami_bucket_now_ns(void);
 
-/* What holds for the device now: BLOCK of a dead agent is LIMIT, and what is no mode is LIMIT too. */
+/* What holds for the device now: BLOCK of a dead agent is LIMIT, what is no mode is LIMIT too, and LIMIT
+ * without a grant that ever began is OFF. */
 enum hami_core_mode hami_bucket_mode(const struct hami_region *region, unsigned device);
 
 /* Device time granted to the container up to that moment. */

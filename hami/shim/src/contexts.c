@@ -5,6 +5,7 @@
  */
 #include "capture.h"
 #include "hooks.h"
+#include "late_frees.h"
 #include "limits.h"
 #include "pointers.h"
 #include "pools.h"
@@ -17,6 +18,7 @@ struct taken {
     struct hami_pointer *pointers;
     size_t count;
     size_t capacity;
+    struct hami_late_free *late;
 };
 
 /* No memory to hold an entry: leave it charged. Too much is safe, too little is not. */
@@ -39,6 +41,7 @@ static struct taken take(CUcontext context)
     struct taken taken = {.count = 0};
     if (context != NULL && hami_start() == HAMI_ENFORCING) {
         hami_pointers_take_context(context, hold, &taken);
+        taken.late = hami_late_frees_take_context(context);
         hami_samples_forget_context(context);
         hami_capture_forget_context(context);
     }
@@ -54,6 +57,7 @@ static void settle(struct taken *taken, bool destroyed)
         else
             hami_pointers_put(&taken->pointers[i], &stale);
     free(taken->pointers);
+    hami_late_frees_finish_context(taken->late, destroyed);
     if (destroyed)
         hami_pools_measure();
 }

@@ -20,6 +20,7 @@ typedef void *CUfunction;
 typedef void *CUgraph;
 typedef void *CUgraphNode;
 typedef void *CUgraphExec;
+typedef void *CUgreenCtx;
 typedef struct {
     unsigned int gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
     CUstream hStream;
@@ -54,9 +55,28 @@ typedef struct {
     unsigned char reserved[56];
 } CUmemPoolProps;
 
-enum { CU_MEM_LOCATION_TYPE_DEVICE = 1 };
+enum { CU_MEM_LOCATION_TYPE_DEVICE = 1, CU_MEM_LOCATION_TYPE_HOST = 2 };
 enum { CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT = 5, CU_MEMPOOL_ATTR_USED_MEM_CURRENT = 7 };
-enum { CU_STREAM_CAPTURE_STATUS_NONE = 0 };
+
+typedef void *CUgraph;
+typedef void *CUgraphExec;
+typedef void *CUgraphNode;
+typedef struct {
+    CUmemPoolProps pool;
+    const void *access;
+    size_t access_count;
+    size_t bytes;
+    CUdeviceptr address;
+} CUDA_MEM_ALLOC_NODE_PARAMS;
+typedef struct {
+    uint64_t flags;
+    CUstream upload_stream;
+    CUgraphNode culprit;
+    int result;
+} CUDA_GRAPH_INSTANTIATE_PARAMS;
+
+enum { CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD = 2 };
+enum { CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT = 0, CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT = 2 };
 
 typedef int nvmlReturn_t;
 typedef void *nvmlDevice_t;

@@ -5,6 +5,7 @@
  * green contexts come through here as well: their device is that of the current context.
  */
 #include "gate.h"
+#include "graph_memory.h"
 #include "hooks.h"
 #include "shim.h"
 
@@ -31,7 +32,8 @@ static inline CUstream stream_of_config(const CUlaunchConfig *config)
 
 /* The two halves behind a stub of launch.S. `leading` are the parameters as far as they say what is
  * launched; `launched`, `size` and `on_stream` (as functions without _ptsz name it) are made of them. */
-#define LAUNCH_HOOK(name, leading, parameters, arguments, launched, size, on_stream)               \
+#define LAUNCH_HOOK(name, ...) LAUNCH_HOOK_TO(HAMI_REAL(name), name, __VA_ARGS__)
+#define LAUNCH_HOOK_TO(driver, name, leading, parameters, arguments, launched, size, on_stream)               \
     static CUresult paced_##name parameters;                                                       \
     void *_Atomic hami_target_##name = (void *)paced_##name; /* until the driver's own is known */ \
                                                                                                    \
@@ -47,7 +49,7 @@ static inline CUstream stream_of_config(const CUlaunchConfig *config)
     {                                                                                              \
         struct hami_launch launch = {                                                              \
             .handle = (launched), .threads = (size), .stream = (on_stream)};                    \
-        hami_type_##name *real = HAMI_REAL(name);                                                  \
+        hami_type_##name *real = (driver);                                                         \
         if (real == NULL)                                                                          \
             return CUDA_ERROR_NOT_SUPPORTED;                                                       \
         atomic_store_explicit(&hami_target_##name, (void *)real, memory_order_relaxed);            \
@@ -94,10 +96,40 @@ LAUNCH_HOOK(cuLaunchGrid, (GRID), (GRID), (function, width, height), function, G
 LAUNCH_HOOK(cuLaunchGridAsync, (GRID), (GRID, CUstream stream), (function, width, height, stream),
             function, GRID_THREADS, stream)
 
-LAUNCH_HOOK(cuGraphLaunch, (CUgraphExec graph), (CUgraphExec graph, CUstream stream), (graph, stream),
-            graph, HAMI_GRAPH, stream)
-LAUNCH_HOOK(cuGraphLaunch_ptsz, (CUgraphExec graph), (CUgraphExec graph, CUstream stream), (graph, stream),
-            graph, HAMI_GRAPH, hami_stream_per_thread(stream))
+/* Graphs may allocate. Where none does that costs one load. */
+static __attribute__((noinline)) CUresult launch_allocating(hami_type_cuGraphLaunch *real,
+                                                            CUgraphExec graph, CUstream stream,
+                                                            CUstream on_stream)
+{
+    struct hami_graph_growth growth = {.count = 0};
+    CUresult result = CUDA_SUCCESS;
+    if (real == NULL)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (!hami_capture_is_active() || !hami_capture_covers(on_stream))
+        result = hami_graph_memory_admit(graph, &growth);
+    if (result != CUDA_SUCCESS)
+        return result;
+    result = real(graph, stream);
+    hami_graph_memory_settle(&growth, result);
+    return result;
+}
+
+#define SUBMIT_GRAPH(name, on_stream)                                                              \
+    static CUresult submit_##name(CUgraphExec graph, CUstream stream)                              \
+    {                                                                                              \
+        hami_type_##name *real = HAMI_REAL(name);                                                  \
+        if (__builtin_expect(real != NULL && !hami_graph_memory_is_used(), 1))                     \
+            return real(graph, stream);                                                            \
+        return launch_allocating(real, graph, stream, on_stream);                                  \
+    }
+
+SUBMIT_GRAPH(cuGraphLaunch, stream)
+SUBMIT_GRAPH(cuGraphLaunch_ptsz, hami_stream_per_thread(stream))
+LAUNCH_HOOK_TO(submit_cuGraphLaunch, cuGraphLaunch, (CUgraphExec graph),
+               (CUgraphExec graph, CUstream stream), (graph, stream), graph, HAMI_GRAPH, stream)
+LAUNCH_HOOK_TO(submit_cuGraphLaunch_ptsz, cuGraphLaunch_ptsz, (CUgraphExec graph),
+               (CUgraphExec graph, CUstream stream), (graph, stream), graph, HAMI_GRAPH,
+               hami_stream_per_thread(stream))
 
 /* Region index of the device of a stream that is not the current context's. */
 static int device_of_stream(CUstream stream)

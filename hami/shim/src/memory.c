@@ -8,6 +8,7 @@
 #include "hooks.h"
 #include "limits.h"
 #include "memory.h"
+#include "oversubscribe.h"
 #include "pointers.h"
 #include "pools.h"
 #include "shim.h"
@@ -18,6 +19,7 @@ struct charge {
     int device; /* region index; HAMI_UNLISTED: nothing is charged */
     uint64_t bytes;
     CUcontext context;
+    CUdevice ordinal;
 };
 
 /* Announce `bytes` on the current context's device. Not CUDA_SUCCESS: give that to the program. */
@@ -38,7 +40,15 @@ static CUresult begin(struct charge *charge, uint64_t bytes)
     if (device == HAMI_UNLISTED || hami_charge((unsigned)device, bytes) != 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     charge->device = device;
+    charge->ordinal = ordinal;
     return CUDA_SUCCESS;
+}
+
+/* Whether device memory is short within the limit, and something else may take its place. */
+static bool is_short(const struct charge *charge, CUresult result)
+{
+    return __builtin_expect(result == CUDA_ERROR_OUT_OF_MEMORY, 0) && charge->device != HAMI_UNLISTED &&
+           hami_may_oversubscribe();
 }
 
 /* The memory does not fit after all, or could not be remembered: free it, and only then let its charge
@@ -115,6 +125,10 @@ HAMI_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAlloc_v2, address, bytes);
+    if (is_short(&charge, result) && hami_pools_relieve((unsigned)charge.device))
+        result = HAMI_CUDA(cuMemAlloc_v2, address, bytes);
+    if (is_short(&charge, result))
+        result = hami_allocate_managed(address, bytes, charge.ordinal);
     return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0, bytes);
 }
 
@@ -146,6 +160,10 @@ HAMI_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, siz
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAllocPitch_v2, address, pitch, width, height, element);
+    if (is_short(&charge, result)) {
+        result = hami_allocate_managed(address, charge.bytes, charge.ordinal);
+        *pitch = result == CUDA_SUCCESS ? charge.bytes / height : *pitch;
+    }
     return finish(&charge, result, result == CUDA_SUCCESS ? *address : 0,
                   result == CUDA_SUCCESS ? (uint64_t)*pitch * height : 0);
 }

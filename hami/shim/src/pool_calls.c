@@ -5,17 +5,23 @@
  */
 #include <errno.h>
 
+#include "capture.h"
 #include "hooks.h"
+#include "late_frees.h"
 #include "memory.h"
 #include "pools.h"
 #include "shim.h"
 
-static bool read_pool(const void *handle, uint64_t *reserved, uint64_t *used)
+static bool read_reserved(const void *handle, uint64_t *bytes)
 {
-    CUmemoryPool pool = (CUmemoryPool)handle;
-    return HAMI_CUDA(cuMemPoolGetAttribute, pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, reserved) ==
-               CUDA_SUCCESS &&
-           HAMI_CUDA(cuMemPoolGetAttribute, pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, used) == CUDA_SUCCESS;
+    return HAMI_CUDA(cuMemPoolGetAttribute, (CUmemoryPool)handle, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                     bytes) == CUDA_SUCCESS;
+}
+
+static bool read_used(const void *handle, uint64_t *bytes)
+{
+    return HAMI_CUDA(cuMemPoolGetAttribute, (CUmemoryPool)handle, CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+                     bytes) == CUDA_SUCCESS;
 }
 
 static void trim_pool(const void *handle)
@@ -23,7 +29,7 @@ static void trim_pool(const void *handle)
     HAMI_CUDA(cuMemPoolTrimTo, (CUmemoryPool)handle, 0);
 }
 
-static const struct hami_pool_kind pool_kind = {read_pool, trim_pool};
+static const struct hami_pool_kind pool_kind = {read_reserved, read_used, trim_pool};
 
 static struct hami_pool *device_pool(CUmemoryPool handle, CUdevice ordinal)
 {
@@ -75,12 +81,10 @@ static CUresult current_pool(CUstream stream, CUmemoryPool *handle)
 
 enum form { LEGACY, PER_THREAD }; /* which stream a NULL stands for */
 
-static bool is_capturing(CUstream stream, enum form form)
+static bool is_recorded(CUstream stream, enum form form)
 {
-    int status = CU_STREAM_CAPTURE_STATUS_NONE;
-    const CUresult result = form == PER_THREAD ? HAMI_CUDA(cuStreamIsCapturing_ptsz, stream, &status)
-                                               : HAMI_CUDA(cuStreamIsCapturing, stream, &status);
-    return result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE;
+    return hami_capture_is_active() &&
+           hami_capture_covers(form == PER_THREAD ? hami_stream_per_thread(stream) : stream);
 }
 
 /* Announce an allocation of `bytes` from a pool, NULL: the stream's own. Not CUDA_SUCCESS: give that to
@@ -90,7 +94,7 @@ static CUresult begin(struct hami_growth *growth, uint64_t bytes, CUmemoryPool h
 {
     const enum hami_attachment attachment = hami_start();
     *growth = (struct hami_growth){.pool = NULL};
-    if (attachment == HAMI_INERT || is_capturing(stream, form))
+    if (attachment == HAMI_INERT || is_recorded(stream, form))
         return CUDA_SUCCESS;
     const CUresult result = handle == NULL ? current_pool(stream, &handle) : CUDA_SUCCESS;
     if (result != CUDA_SUCCESS)
@@ -176,16 +180,25 @@ HAMI_EXPORT CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *address, size_t b
                   address, stream, PER_THREAD);
 }
 
+/* What comes from a pool goes back there. Plain memory is gone only when the stream has come so far. */
+static CUresult freed(const struct hami_release *release, CUresult result, CUstream stream)
+{
+    if (result != CUDA_SUCCESS || !release->known || hami_pointer_is_pooled(&release->pointer))
+        return hami_free_finish(release, result);
+    hami_free_late(&release->pointer, stream);
+    return result;
+}
+
 HAMI_EXPORT CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream)
 {
     const struct hami_release release = hami_free_begin(address);
-    return hami_free_finish(&release, HAMI_CUDA(cuMemFreeAsync, address, stream));
+    return freed(&release, HAMI_CUDA(cuMemFreeAsync, address, stream), stream);
 }
 
 HAMI_EXPORT CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
 {
     const struct hami_release release = hami_free_begin(address);
-    return hami_free_finish(&release, HAMI_CUDA(cuMemFreeAsync_ptsz, address, stream));
+    return freed(&release, HAMI_CUDA(cuMemFreeAsync_ptsz, address, stream), hami_stream_per_thread(stream));
 }
 
 HAMI_EXPORT CUresult cuMemPoolCreate(CUmemoryPool *handle, const CUmemPoolProps *wanted)

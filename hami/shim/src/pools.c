@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "late_frees.h"
 #include "limits.h"
 #include "shim.h"
 
@@ -119,13 +120,6 @@ static void learn_step(struct hami_pool *pool, uint64_t growth, bool surprising)
         pool->step = unit;
 }
 
-/* Called with the lock held. */
-static bool read_pool(const struct hami_pool *pool, uint64_t *reserved, uint64_t *used)
-{
-    const void *handle = atomic_load(&pool->handle);
-    return handle != NULL && pool->kind->read(handle, reserved, used);
-}
-
 static void trim(struct hami_pool *pool)
 {
     lock(&pool->lock);
@@ -135,14 +129,16 @@ static void trim(struct hami_pool *pool)
     unlock(&pool->lock);
 }
 
-/* Charge what the driver holds now, as far as it was announced. Returns the rest. */
-static uint64_t reconcile(struct hami_pool *pool)
+/* Charge what the driver holds now, as far as it was announced. Returns the rest. `learn`: this is what
+ * a call in flight has done. */
+static uint64_t reconcile(struct hami_pool *pool, bool learn)
 {
     struct hami_region *region = hami_region();
     const unsigned device = (unsigned)pool->device;
-    uint64_t reserved = 0, used = 0, excess = 0;
+    uint64_t reserved = 0, excess = 0;
     lock(&pool->lock);
-    if (read_pool(pool, &reserved, &used)) {
+    const void *handle = atomic_load(&pool->handle);
+    if (handle != NULL && pool->kind->reserved(handle, &reserved)) {
         if (reserved < pool->charged) {
             hami_limits_discharge(region, device, pool->charged - reserved);
             pool->charged = reserved;
@@ -154,7 +150,7 @@ static uint64_t reconcile(struct hami_pool *pool)
         pool->charged += covered;
         pool->left -= covered;
         excess = growth - covered;
-        if (growth != 0)
+        if (learn && growth != 0)
             learn_step(pool, growth, excess != 0);
     }
     unlock(&pool->lock);
@@ -164,7 +160,7 @@ static uint64_t reconcile(struct hami_pool *pool)
 /* Charge what is there, come what may: nothing else will be admitted until it fits again. */
 static void impose(struct hami_pool *pool)
 {
-    const uint64_t excess = reconcile(pool);
+    const uint64_t excess = reconcile(pool, false);
     if (excess == 0)
         return;
     lock(&pool->lock);
@@ -200,16 +196,18 @@ static uint64_t least_growth(struct hami_pool *pool, uint64_t bytes)
 {
     uint64_t reserved = 0, used = 0;
     lock(&pool->lock);
-    const bool known = read_pool(pool, &reserved, &used) && used <= reserved;
+    const void *handle = atomic_load(&pool->handle);
+    const bool known = handle != NULL && pool->kind->reserved(handle, &reserved) &&
+                       pool->kind->used(handle, &used) && used <= reserved;
     unlock(&pool->lock);
     const uint64_t spare = known ? reserved - used : 0;
     return bytes <= spare ? 0 : worst_growth(pool, bytes - spare);
 }
 
-/* Let unused reserve on the device go. Returns whether that made room. */
-static bool relieve(unsigned device)
+bool hami_pools_relieve(unsigned device)
 {
     uint64_t before = 0, after = 0;
+    const bool freed = hami_late_frees_settle(false);
     for (struct hami_pool *pool = atomic_load(&first); pool != NULL; pool = pool->next) {
         if (!pool->counted || pool->device != (int)device)
             continue;
@@ -218,19 +216,29 @@ static bool relieve(unsigned device)
         hami_pool_measure(pool);
         after += pool->charged;
     }
-    return after < before;
+    return freed || after < before;
 }
 
 int hami_charge(unsigned device, uint64_t bytes)
 {
     if (__builtin_expect(hami_limits_charge(hami_region(), device, bytes) == 0, 1))
         return 0;
-    if (atomic_load(&hami_pools_known) == 0 || !relieve(device))
+    if (atomic_load(&hami_pools_known) == 0 || !hami_pools_relieve(device))
         return -ENOMEM;
     return hami_limits_charge(hami_region(), device, bytes);
 }
 
-int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+static int try_to_announce(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+{
+    const uint64_t worst = worst_growth(pool, bytes);
+    if (announce(pool, worst, growth) == 0)
+        return 0;
+    const uint64_t least = least_growth(pool, bytes);
+    return least < worst ? announce(pool, least, growth) : -ENOMEM;
+}
+
+int hami_pool_admit_likely(struct hami_pool *pool, uint64_t bytes, uint64_t likely,
+                           struct hami_growth *growth)
 {
     *growth = (struct hami_growth){.pool = NULL};
     if (!pool->counted)
@@ -238,15 +246,23 @@ int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *
     if (pool->device == HAMI_UNLISTED)
         return -ENOMEM;
     for (bool relieved = false;; relieved = true) {
-        const uint64_t worst = worst_growth(pool, bytes);
-        if (announce(pool, worst, growth) == 0)
+        if (try_to_announce(pool, bytes, growth) == 0)
             return 0;
-        const uint64_t least = least_growth(pool, bytes);
-        if (least < worst && announce(pool, least, growth) == 0)
+        if (likely < bytes && try_to_announce(pool, likely, growth) == 0)
             return 0;
-        if (relieved || !relieve((unsigned)pool->device))
+        if (relieved || !hami_pools_relieve((unsigned)pool->device))
             return -ENOMEM;
     }
+}
+
+int hami_pool_admit(struct hami_pool *pool, uint64_t bytes, struct hami_growth *growth)
+{
+    return hami_pool_admit_likely(pool, bytes, bytes, growth);
+}
+
+uint64_t hami_pool_charged(const struct hami_pool *pool)
+{
+    return pool->charged;
 }
 
 /* Only what others in flight announced may stay announced. */
@@ -269,10 +285,12 @@ int hami_pool_settle(const struct hami_growth *growth)
     int result = 0;
     if (pool == NULL)
         return 0;
-    for (uint64_t excess; result == 0 && (excess = reconcile(pool)) != 0;) {
+    for (uint64_t excess = reconcile(pool, true); excess != 0; excess = reconcile(pool, false)) {
         result = hami_limits_charge(hami_region(), (unsigned)pool->device, excess);
+        if (result != 0)
+            break;
         lock(&pool->lock);
-        pool->left += result == 0 ? excess : 0;
+        pool->left += excess;
         unlock(&pool->lock);
     }
     withdraw(growth);
@@ -290,13 +308,14 @@ void hami_pool_measure(struct hami_pool *pool)
     if (!pool->counted || pool->device == HAMI_UNLISTED)
         return;
     if (pool->calls != 0) /* whoever is amid an allocation answers for an excess */
-        reconcile(pool);
+        reconcile(pool, false);
     else
         impose(pool);
 }
 
 void hami_pools_measure(void)
 {
+    hami_late_frees_settle(true);
     for (struct hami_pool *pool = atomic_load(&first); pool != NULL; pool = pool->next)
         if (pool->charged != 0 && atomic_load(&pool->handle) != NULL)
             hami_pool_measure(pool);
@@ -352,6 +371,11 @@ static struct hami_pool *pool_of(const struct hami_pointer *pointer)
     return pool;
 }
 
+bool hami_pointer_is_pooled(const struct hami_pointer *pointer)
+{
+    return pool_of(pointer) != NULL;
+}
+
 void hami_pointer_gone(const struct hami_pointer *pointer)
 {
     struct hami_pool *pool = pool_of(pointer);
@@ -368,6 +392,7 @@ void hami_pointer_gone(const struct hami_pointer *pointer)
 
 void hami_pools_after_fork(void)
 {
+    hami_late_frees_after_fork();
     atomic_store(&first, NULL); /* not freed: another thread may have been amid a change */
     atomic_store(&hami_pools_known, 0);
     atomic_flag_clear(&list_lock);

@@ -273,9 +273,14 @@ void hami_samples_catch_up(const struct hami_work *work)
     }
 }
 
+bool hami_samples_are_used(void)
+{
+    return atomic_load_explicit(&used, memory_order_relaxed);
+}
+
 void hami_samples_forget_context(CUcontext context)
 {
-    if (!atomic_load_explicit(&used, memory_order_relaxed) || context == NULL)
+    if (!hami_samples_are_used() || context == NULL)
         return;
     for (int i = 0; i < HAMI_DEVICES * RING; i++) {
         struct hami_sample *sample = &rings[i / RING][i % RING];
@@ -285,8 +290,11 @@ void hami_samples_forget_context(CUcontext context)
         if (!was_pending && !hold(sample, FREE))
             continue;
         count_pending((unsigned)(i / RING), was_pending ? -1 : 0);
-        if (atomic_load(&sample->context) == context)
-            atomic_store(&sample->context, NULL); /* the context takes the events along */
+        if (atomic_load(&sample->context) == context) {
+            HAMI_CUDA(cuEventDestroy_v2, sample->start); /* a green context would leave them behind */
+            HAMI_CUDA(cuEventDestroy_v2, sample->end);
+            atomic_store(&sample->context, NULL);
+        }
         leave(sample, FREE);
     }
 }

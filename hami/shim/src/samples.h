@@ -36,6 +36,9 @@ void hami_samples_catch_up(const struct hami_work *work);
 uint64_t hami_samples_submitted_ns(unsigned device);
 void hami_samples_submit(unsigned device, uint64_t ns);
 
+/* False: nothing was ever timed. */
+bool hami_samples_are_used(void);
+
 /* A context, and with it its events, is about to be destroyed. */
 void hami_samples_forget_context(CUcontext context);
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "gate.h"
+#include "graph_memory.h"
 #include "limits.h"
 #include "pointers.h"
 #include "pools.h"
@@ -31,6 +32,7 @@ static void after_fork_in_child(void)
     hami_cost_after_fork();
     hami_capture_after_fork();
     hami_pointers_after_fork();
+    hami_graph_memory_after_fork();
     hami_pools_after_fork();
     hami_limits_after_fork();
     hami_devices_after_fork();

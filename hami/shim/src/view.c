@@ -1,6 +1,7 @@
 /* view.c: what a container sees of a device's memory, the same through CUDA and through NVML. */
 #include "hooks.h"
 #include "limits.h"
+#include "oversubscribe.h"
 #include "shim.h"
 
 static uint64_t least(uint64_t left, uint64_t right)
@@ -14,6 +15,10 @@ void hami_view_narrow(struct hami_view *view, int device)
     const uint64_t limit = known ? hami_limits_memory(hami_region(), (unsigned)device) : 0;
     if (limit == HAMI_MEMORY_UNLIMITED)
         return;
+    if (known && hami_may_oversubscribe()) { /* what the device has says nothing then */
+        view->total_bytes = limit;
+        view->free_bytes = limit;
+    }
     view->total_bytes = least(limit, view->total_bytes);
     view->used_bytes = known ? hami_limits_used(hami_region(), (unsigned)device) : 0;
     view->used_bytes = least(view->used_bytes, view->total_bytes);
@@ -58,9 +63,9 @@ HAMI_EXPORT CUresult cuMemGetInfo(unsigned int *free_bytes, unsigned int *total_
     if (result == CUDA_SUCCESS)
         result = narrow_current(&view);
     if (result == CUDA_SUCCESS && free_bytes != NULL)
-        *free_bytes = (unsigned int)view.free_bytes; /* no more than the driver said in 32 bits */
+        *free_bytes = (unsigned int)least(view.free_bytes, UINT32_MAX);
     if (result == CUDA_SUCCESS && total_bytes != NULL)
-        *total_bytes = (unsigned int)view.total_bytes;
+        *total_bytes = (unsigned int)least(view.total_bytes, UINT32_MAX);
     return result;
 }
 
@@ -89,7 +94,7 @@ HAMI_EXPORT CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice ordinal)
     if (result == CUDA_SUCCESS && bytes != NULL) {
         struct hami_view view = {.total_bytes = *bytes};
         narrow_total(&view, ordinal);
-        *bytes = (unsigned int)view.total_bytes;
+        *bytes = (unsigned int)least(view.total_bytes, UINT32_MAX);
     }
     return result;
 }

@@ -151,3 +151,42 @@ int cuThreadExchangeStreamCaptureMode(int *mode)
 {
     return mode == NULL;
 }
+
+int cuStreamIsCapturing(void *stream, int *status)
+{
+    (void)stream;
+    *status = 0;
+    return 0;
+}
+
+/* One pool, which has all that it needs. */
+int cuDeviceGetMemPool(void **pool, int device)
+{
+    *pool = &context;
+    return device;
+}
+
+int cuDeviceGetDefaultMemPool(void **pool, int device)
+{
+    *pool = &context;
+    return device;
+}
+
+int cuMemPoolGetAttribute(void *pool, int attribute, void *value)
+{
+    (void)attribute;
+    *(uint64_t *)value = (uint64_t)32 << 20;
+    return pool == NULL;
+}
+
+int cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream)
+{
+    (void)stream;
+    return cuMemAlloc_v2(address, bytes);
+}
+
+int cuMemFreeAsync(uint64_t address, void *stream)
+{
+    (void)stream;
+    return cuMemFree_v2(address);
+}

@@ -5,6 +5,7 @@
  *   launch COUNT               that many, then wait for the last
  *   queue COUNT                that many, without waiting
  *   sync                       wait
+ *   reset ORDINAL              destroy the primary context, and begin anew with the last kernel
  *   threads THREADS COUNT      from so many threads, each so many; then wait
  *   loop                       answers, then launches and never ends
  *   fork                       continue in a child that begins anew; the parent answers later orders
@@ -23,11 +24,13 @@ static int (*cuInit)(unsigned);
 static int (*cuDevicePrimaryCtxRetain)(void **, int);
 static int (*cuCtxSetCurrent)(void *);
 static int (*cuCtxSynchronize)(void);
+static int (*cuDevicePrimaryCtxReset_v2)(int);
 static int (*cuModuleLoadData)(void **, const void *);
 static int (*cuModuleGetFunction)(void **, void *, const char *);
 static int (*cuLaunchKernel)(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                              void *, void **, void **);
 static void *context, *function;
+static char length[64];
 
 static int init(int ordinal)
 {
@@ -41,7 +44,8 @@ static int load(const char *microseconds)
 {
     char image[128];
     void *module;
-    snprintf(image, sizeof image, "hami-sim kernels\nkernel %s\n", microseconds);
+    snprintf(length, sizeof length, "%s", microseconds);
+    snprintf(image, sizeof image, "hami-sim kernels\nkernel %s\n", length);
     const int result = cuModuleLoadData(&module, image);
     return result != 0 ? result : cuModuleGetFunction(&function, module, "kernel");
 }
@@ -52,6 +56,18 @@ static int launch(long count)
     for (long i = 0; i < count && result == 0; i++)
         result = cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL);
     return result;
+}
+
+static int reset(int ordinal)
+{
+    char again[64];
+    snprintf(again, sizeof again, "%s", length);
+    int result = cuDevicePrimaryCtxReset_v2(ordinal);
+    if (result == 0)
+        result = cuDevicePrimaryCtxRetain(&context, ordinal);
+    if (result == 0)
+        result = cuCtxSetCurrent(context);
+    return result != 0 ? result : load(again);
 }
 
 static void *launch_in_thread(void *count)
@@ -101,6 +117,7 @@ int main(void)
     FIND(cuDevicePrimaryCtxRetain);
     FIND(cuCtxSetCurrent);
     FIND(cuCtxSynchronize);
+    FIND(cuDevicePrimaryCtxReset_v2);
     FIND(cuModuleLoadData);
     FIND(cuModuleGetFunction);
     FIND(cuLaunchKernel);
@@ -119,6 +136,8 @@ int main(void)
             answer(launch(atol(word)) | cuCtxSynchronize());
         else if (strcmp(order, "queue") == 0)
             answer(launch(atol(word)));
+        else if (strcmp(order, "reset") == 0)
+            answer(reset(atoi(word)));
         else if (strcmp(order, "sync") == 0)
             answer(cuCtxSynchronize());
         else if (strcmp(order, "threads") == 0)

@@ -5,103 +5,31 @@
  * from dlsym.
  *   init ORDINAL | alloc BYTES | free ADDRESS | free-async ADDRESS
  *   async BYTES | from POOL BYTES | loop POOL BYTES COUNT   take and give back COUNT times: how many got it
+ *   race THREADS BYTES COUNT   the same in so many threads at once
  *   default ORDINAL | current ORDINAL | set-current ORDINAL POOL
  *   create LOCATION ID MAXIMUM | destroy POOL | trim POOL KEEP | get POOL ATTRIBUTE | set POOL ATTRIBUTE VALUE
+ *   managed BYTES | pitch WIDTH HEIGHT | advise ADDRESS BYTES ADVICE | prefetch ADDRESS BYTES | is-managed ADDRESS
+ *   kernel COUNT MICROSECONDS   run so many kernels: nanoseconds until they were done
+ *   graph   begin a graph; its nodes form a chain, those added with 1 for ALONE depend on nothing
+ *   node-alloc BYTES ORDINAL ALONE | node-free ADDRESS | wrap   make the graph the child of a new one
+ *   capture | end-capture   of the stream that all calls use from then on; the graph is what came of it
+ *   instantiate FORM FLAGS | launch EXEC | upload EXEC | drop EXEC | trim-graphs ORDINAL
+ *   graph-memory ORDINAL ATTRIBUTE
+ *   work MICROSECONDS   the same, one and without waiting
+ *   stream ORDINAL   asynchronous calls use a stream of that device from then on
  *   sync-stream | sync-event | sync | info | nvml UUID | reset | fork
  */
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "pooler.h"
+
+#include <pthread.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-typedef struct {
-    int type, id;
-} location;
-typedef struct {
-    int allocation_type, handle_types;
-    location location;
-    void *security;
-    size_t max_bytes;
-    unsigned char reserved[56];
-} pool_properties;
-
-#define FUNCTIONS(X)                                                                               \
-    X(cuInit, cuInit, 2000, (unsigned))                                                            \
-    X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, 7000, (void **, int))                    \
-    X(cuDevicePrimaryCtxReset_v2, cuDevicePrimaryCtxReset, 11000, (int))                           \
-    X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, (void *))                                            \
-    X(cuMemAlloc_v2, cuMemAlloc, 3020, (uint64_t *, size_t))                                       \
-    X(cuMemFree_v2, cuMemFree, 3020, (uint64_t))                                                   \
-    X(cuMemGetInfo_v2, cuMemGetInfo, 3020, (size_t *, size_t *))                                   \
-    X(cuMemAllocAsync, cuMemAllocAsync, 11020, (uint64_t *, size_t, void *))                       \
-    X(cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync, 11020, (uint64_t *, size_t, void *, void *)) \
-    X(cuMemFreeAsync, cuMemFreeAsync, 11020, (uint64_t, void *))                                   \
-    X(cuDeviceGetDefaultMemPool, cuDeviceGetDefaultMemPool, 11020, (void **, int))                 \
-    X(cuDeviceGetMemPool, cuDeviceGetMemPool, 11020, (void **, int))                               \
-    X(cuDeviceSetMemPool, cuDeviceSetMemPool, 11020, (int, void *))                                \
-    X(cuMemPoolCreate, cuMemPoolCreate, 11020, (void **, const pool_properties *))                 \
-    X(cuMemPoolDestroy, cuMemPoolDestroy, 11020, (void *))                                         \
-    X(cuMemPoolTrimTo, cuMemPoolTrimTo, 11020, (void *, size_t))                                   \
-    X(cuMemPoolGetAttribute, cuMemPoolGetAttribute, 11020, (void *, int, void *))                  \
-    X(cuMemPoolSetAttribute, cuMemPoolSetAttribute, 11020, (void *, int, void *))                  \
-    X(cuStreamSynchronize, cuStreamSynchronize, 7000, (void *))                                    \
-    X(cuCtxSynchronize, cuCtxSynchronize, 2000, (void))                                            \
-    X(cuEventCreate, cuEventCreate, 2000, (void **, unsigned))                                     \
-    X(cuEventRecord, cuEventRecord, 7000, (void *, void *))                                        \
-    X(cuEventSynchronize, cuEventSynchronize, 2000, (void *))
-
-#define X(name, symbol, version, parameters) static int(*name) parameters;
-FUNCTIONS(X)
-#undef X
-
-typedef struct {
-    unsigned long long total, free, used;
-} nvml_memory;
-static int (*nvml_init)(void);
-static int (*nvml_handle)(const char *, void **);
-static int (*nvml_memory_info)(void *, nvml_memory *);
-
-static void load_by_name(void *cuda)
-{
-#define X(name, symbol, version, parameters) name = (int(*) parameters)dlsym(cuda, #name);
-    FUNCTIONS(X)
-#undef X
-}
-
-static void load_by_address(void *cuda, uint64_t flags)
-{
-    int (*ask)(const char *, void **, int, uint64_t, int *);
-    int status = 0;
-    ask = (int (*)(const char *, void **, int, uint64_t, int *))dlsym(cuda, "cuGetProcAddress_v2");
-#define X(name, symbol, version, parameters)                                                       \
-    ask(#symbol, (void **)&name, version, flags, &status);
-    FUNCTIONS(X)
-#undef X
-}
-
-static void load(void)
-{
-    const char *resolve = getenv("RESOLVE");
-    void *cuda = dlopen("libcuda.so.1", RTLD_NOW);
-    void *nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
-    if (cuda == NULL || nvml == NULL) {
-        fprintf(stderr, "pooler: %s\n", dlerror());
-        exit(3);
-    }
-    if (resolve != NULL)
-        load_by_address(cuda, strtoull(resolve, NULL, 10));
-    else
-        load_by_name(cuda);
-    nvml_init = (int (*)(void))dlsym(nvml, "nvmlInit_v2");
-    nvml_handle = (int (*)(const char *, void **))dlsym(nvml, "nvmlDeviceGetHandleByUUID");
-    nvml_memory_info = (int (*)(void *, nvml_memory *))dlsym(nvml, "nvmlDeviceGetMemoryInfo");
-}
-
 static int ordinal;
+static void *stream; /* that asynchronous calls use */
+static void *graph, *last_node;
 
 static int init(int wanted)
 {
@@ -118,7 +46,7 @@ static int synchronize_by_event(void)
     void *event = NULL;
     int result = cuEventCreate(&event, 0);
     if (result == 0)
-        result = cuEventRecord(event, NULL);
+        result = cuEventRecord(event, stream);
     return result != 0 ? result : cuEventSynchronize(event);
 }
 
@@ -127,15 +55,59 @@ static unsigned long long loop(void *pool, size_t bytes, unsigned long long coun
     unsigned long long got = 0;
     for (unsigned long long i = 0; i < count; i++) {
         uint64_t address = 0;
-        if ((pool != NULL ? cuMemAllocFromPoolAsync(&address, bytes, pool, NULL)
-                          : cuMemAllocAsync(&address, bytes, NULL)) != 0)
+        if ((pool != NULL ? cuMemAllocFromPoolAsync(&address, bytes, pool, stream)
+                          : cuMemAllocAsync(&address, bytes, stream)) != 0)
             continue;
         got++;
-        cuMemFreeAsync(address, NULL);
+        cuMemFreeAsync(address, stream);
         if (i % 3 == 0)
-            cuStreamSynchronize(NULL);
+            cuStreamSynchronize(stream);
     }
     return got;
+}
+
+struct race {
+    size_t bytes;
+    unsigned long long count;
+    void *context;
+};
+
+static void *race(void *argument)
+{
+    const struct race *wanted = argument;
+    if (cuCtxSetCurrent(wanted->context) != 0)
+        return NULL;
+    return (void *)(uintptr_t)loop(NULL, wanted->bytes, wanted->count);
+}
+
+static unsigned long long race_in_threads(int count, size_t bytes, unsigned long long times)
+{
+    pthread_t threads[64];
+    unsigned long long got = 0;
+    struct race wanted = {.bytes = bytes, .count = times};
+    cuCtxGetCurrent(&wanted.context);
+    for (int i = 0; i < count; i++)
+        pthread_create(&threads[i], NULL, race, &wanted);
+    for (int i = 0; i < count; i++) {
+        void *done;
+        pthread_join(threads[i], &done);
+        got += (uintptr_t)done;
+    }
+    return got;
+}
+
+/* A stream of another device than that of the current context, which stays current. */
+static int use_stream(int device)
+{
+    void *own = NULL, *other = NULL;
+    int result = cuCtxGetCurrent(&own);
+    if (result == 0)
+        result = cuDevicePrimaryCtxRetain(&other, device);
+    if (result == 0)
+        result = cuCtxSetCurrent(other);
+    if (result == 0)
+        result = cuStreamCreate(&stream, 0);
+    return result != 0 ? result : cuCtxSetCurrent(own);
 }
 
 static int get_attribute(void *pool, int attribute, unsigned long long *value)
@@ -170,6 +142,82 @@ static int tell_nvml(const char *uuid)
     return printf("%d %llu %llu %llu\n", result, memory.free, memory.total, memory.used);
 }
 
+static int launch_kernels(int count, int microseconds)
+{
+    void *module = NULL, *function = NULL;
+    char image[64];
+    snprintf(image, sizeof image, "hami-sim kernels\nwave %d\n", microseconds);
+    int result = cuModuleLoadData(&module, image);
+    if (result == 0)
+        result = cuModuleGetFunction(&function, module, "wave");
+    for (int i = 0; i < count && result == 0; i++)
+        result = cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, stream, NULL, NULL);
+    return result;
+}
+
+static int run_kernels(int count, int microseconds, unsigned long long *took_ns)
+{
+    struct timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    int result = launch_kernels(count, microseconds);
+    if (result == 0)
+        result = cuStreamSynchronize(stream);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    *took_ns = (unsigned long long)((end.tv_sec - start.tv_sec) * 1000000000 + end.tv_nsec - start.tv_nsec);
+    return result;
+}
+
+static int begin_graph(void)
+{
+    last_node = NULL;
+    return cuGraphCreate(&graph, 0);
+}
+
+static int add_allocation(size_t bytes, int device, int alone, uint64_t *address)
+{
+    allocation_node wanted = {
+        .pool = {.allocation_type = 1, .location = {1, device}}, .bytes = bytes};
+    void *node = NULL;
+    const int result =
+        cuGraphAddMemAllocNode(&node, graph, &last_node, last_node != NULL && !alone, &wanted);
+    *address = wanted.address;
+    last_node = node;
+    return result;
+}
+
+static int add_free(uint64_t address)
+{
+    void *node = NULL;
+    const int result = cuGraphAddMemFreeNode(&node, graph, &last_node, last_node != NULL, address);
+    last_node = node;
+    return result;
+}
+
+static int wrap(void)
+{
+    node_parameters moved = {.type = 4, .child = {graph, 1}};
+    const int result = begin_graph();
+    return result != 0 ? result : cuGraphAddNode(&last_node, graph, NULL, 0, &moved);
+}
+
+static int begin_capture(void)
+{
+    const int result = stream != NULL ? 0 : cuStreamCreate(&stream, 1);
+    return result != 0 ? result : cuStreamBeginCapture_v2(stream, 0);
+}
+
+static int instantiate(int form, uint64_t flags, void **executable)
+{
+    instantiation how = {.flags = flags};
+    char log[16];
+    switch (form) {
+    case 1: return cuGraphInstantiate(executable, graph, NULL, log, sizeof log);
+    case 2: return cuGraphInstantiate_v2(executable, graph, NULL, log, sizeof log);
+    case 3: return cuGraphInstantiateWithFlags(executable, graph, flags);
+    default: return cuGraphInstantiateWithParams(executable, graph, &how);
+    }
+}
+
 static void fork_and_wait(void)
 {
     const pid_t child = fork();
@@ -187,6 +235,41 @@ static int pair(int result, unsigned long long value)
 
 #define IS(text) (strcmp(order, text) == 0)
 
+/* Orders about graphs; 0: it is none. */
+static int obey_graphs(const char *order, unsigned long long a, unsigned long long b,
+                       unsigned long long c)
+{
+    uint64_t address = 0;
+    void *executable = NULL;
+    unsigned long long value = 0;
+    int result;
+    if (IS("graph"))
+        return printf("%d\n", begin_graph());
+    if (IS("node-alloc"))
+        return result = add_allocation(a, (int)b, (int)c, &address), pair(result, address);
+    if (IS("node-free"))
+        return printf("%d\n", add_free(a));
+    if (IS("wrap"))
+        return printf("%d\n", wrap());
+    if (IS("capture"))
+        return printf("%d\n", begin_capture());
+    if (IS("end-capture"))
+        return printf("%d\n", cuStreamEndCapture(stream, &graph));
+    if (IS("instantiate"))
+        return result = instantiate((int)a, b, &executable), pair(result, (uintptr_t)executable);
+    if (IS("launch"))
+        return printf("%d\n", cuGraphLaunch((void *)a, stream));
+    if (IS("upload"))
+        return printf("%d\n", cuGraphUpload((void *)a, stream));
+    if (IS("drop"))
+        return printf("%d\n", cuGraphExecDestroy((void *)a));
+    if (IS("trim-graphs"))
+        return printf("%d\n", cuDeviceGraphMemTrim((int)a));
+    if (IS("graph-memory"))
+        return result = cuDeviceGetGraphMemAttribute((int)a, (int)b, &value), pair(result, value);
+    return 0;
+}
+
 static int obey(const char *order, const char *text, unsigned long long a, unsigned long long b,
                 unsigned long long c)
 {
@@ -194,7 +277,22 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     void *pool = NULL;
     unsigned long long value = 0;
     size_t free_bytes = 0, total = 0;
-    int result;
+    int result, truth = 0;
+    if (IS("managed"))
+        return result = cuMemAllocManaged(&address, a, 1), pair(result, address);
+    if (IS("pitch"))
+        return result = cuMemAllocPitch_v2(&address, &total, a, b, 4),
+               printf("%d %llu %zu\n", result, (unsigned long long)address, total);
+    if (IS("advise"))
+        return printf("%d\n", cuMemAdvise(a, b, (int)c, ordinal));
+    if (IS("prefetch"))
+        return printf("%d\n", cuMemPrefetchAsync(a, b, ordinal, NULL));
+    if (IS("is-managed"))
+        return result = cuPointerGetAttribute(&truth, 8, a), pair(result, (unsigned long long)truth);
+    if (IS("kernel"))
+        return result = run_kernels((int)a, (int)b, &value), pair(result, value);
+    if (IS("work"))
+        return printf("%d\n", launch_kernels(1, (int)a));
     if (IS("init"))
         return printf("%d\n", init((int)a));
     if (IS("alloc"))
@@ -202,13 +300,17 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     if (IS("free"))
         return printf("%d\n", cuMemFree_v2(a));
     if (IS("free-async"))
-        return printf("%d\n", cuMemFreeAsync(a, NULL));
+        return printf("%d\n", cuMemFreeAsync(a, stream));
     if (IS("async"))
-        return result = cuMemAllocAsync(&address, a, NULL), pair(result, address);
+        return result = cuMemAllocAsync(&address, a, stream), pair(result, address);
     if (IS("from"))
-        return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, NULL), pair(result, address);
+        return result = cuMemAllocFromPoolAsync(&address, b, (void *)a, stream), pair(result, address);
     if (IS("loop"))
         return pair(0, loop((void *)a, b, c));
+    if (IS("race"))
+        return pair(0, race_in_threads((int)a, b, c));
+    if (IS("stream"))
+        return printf("%d\n", use_stream((int)a));
     if (IS("default"))
         return result = cuDeviceGetDefaultMemPool(&pool, (int)a), pair(result, (uintptr_t)pool);
     if (IS("current"))
@@ -226,7 +328,7 @@ static int obey(const char *order, const char *text, unsigned long long a, unsig
     if (IS("set"))
         return printf("%d\n", set_attribute((void *)a, (int)b, c));
     if (IS("sync-stream"))
-        return printf("%d\n", cuStreamSynchronize(NULL));
+        return printf("%d\n", cuStreamSynchronize(stream));
     if (IS("sync-event"))
         return printf("%d\n", synchronize_by_event());
     if (IS("sync"))
@@ -257,7 +359,8 @@ int main(void)
         sscanf(line, "%*s %llu %llu %llu", &a, &b, &c);
         if (IS("exit"))
             return (int)a;
-        obey(order, text, a, b, c);
+        if (obey_graphs(order, a, b, c) == 0)
+            obey(order, text, a, b, c);
         fflush(stdout);
     }
     return 0;

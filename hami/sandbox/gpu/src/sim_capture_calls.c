@@ -91,6 +91,26 @@ static CUresult end_locked(struct sim_stream *stream, CUgraph *graph)
     return result;
 }
 
+/* The origin takes its capture along; another stream leaves one that cannot be ended well. */
+void sim_capture_drop_stream(struct sim_stream *stream)
+{
+    if (!sim_is_captured(stream))
+        return;
+    pthread_mutex_lock(&sim_captures_lock);
+    struct sim_capture *capture = atomic_load(&stream->capture);
+    if (capture != NULL && capture->origin == stream) {
+        if (capture->own_graph)
+            sim_graph_free(capture->graph);
+        leave(capture);
+    } else if (capture != NULL) {
+        capture->invalid = true;
+        for (size_t i = 0; i < capture->stream_count; i++)
+            if (capture->streams[i] == stream)
+                capture->streams[i--] = capture->streams[--capture->stream_count];
+    }
+    pthread_mutex_unlock(&sim_captures_lock);
+}
+
 static CUresult end(CUstream handle, bool per_thread, CUgraph *graph)
 {
     struct sim_stream *stream;

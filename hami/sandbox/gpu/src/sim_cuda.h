@@ -88,7 +88,8 @@ struct sim_context {
 #include "sim_types.h"
 
 /* Declared for each other, and for the table of cuGetProcAddress. */
-#define SIM_FUNCTION(symbol, version, flags, name, parameters) SIM_EXPORT CUresult name parameters;
+#define SIM_FUNCTION(symbol, version, flags, name, parameters)                                     \
+    CUresult name parameters __asm__("sim_do_" #name); /* see sim_gate.c */
 #include "sim_driver.def"
 
 /* The GPU behind an ordinal, or -1. */
@@ -104,6 +105,7 @@ CUresult sim_current(CUcontext *context);
 void sim_context_after_fork(void);
 void sim_memory_after_fork(void);
 void sim_pools_after_fork(void);
+void sim_late_frees_after_fork(void);
 
 /* Something was waited for: pools let go of what they have too much of. */
 void sim_pools_synchronized(void);

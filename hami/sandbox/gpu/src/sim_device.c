@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "sim_graph.h"
+#include "sim_graph_memory.h"
 
 static unsigned visible[SIM_GPUS];
 static int visible_count;
@@ -41,6 +41,8 @@ static void after_fork_in_child(void)
     sim_context_after_fork();
     sim_memory_after_fork();
     sim_pools_after_fork();
+    sim_late_frees_after_fork();
+    sim_graph_memory_after_fork();
     sim_host_after_fork();
     sim_capture_after_fork();
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "sim_graph.h"
+#include "sim_memory.h"
 #include "sim_timeline.h"
 
 CUresult cuEventCreate(CUevent *event, unsigned int flags)
@@ -127,7 +128,10 @@ CUresult cuEventQuery(CUevent event)
     const CUresult result = check_question(event);
     if (result != CUDA_SUCCESS)
         return result;
-    return is_past(event) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    if (!is_past(event))
+        return CUDA_ERROR_NOT_READY;
+    sim_late_frees_run(NULL);
+    return CUDA_SUCCESS;
 }
 
 static bool is_lost(unsigned gpu)

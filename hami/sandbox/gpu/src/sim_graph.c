@@ -1,6 +1,6 @@
 /* sim_graph.c: graphs as structures: nodes, edges, copies, order. */
 #define _GNU_SOURCE
-#include "sim_graph.h"
+#include "sim_graph_memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -164,6 +164,8 @@ CUresult cuGraphClone(CUgraph *copy, CUgraph graph)
 {
     if (copy == NULL || graph == NULL)
         return CUDA_ERROR_INVALID_VALUE;
+    if (sim_graph_has_memory(graph)) /* an address cannot be that of two nodes */
+        return CUDA_ERROR_NOT_SUPPORTED;
     *copy = sim_graph_copy(graph);
     return *copy != NULL ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }

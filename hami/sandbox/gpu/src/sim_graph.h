@@ -23,6 +23,8 @@ union sim_node_params {
     CUDA_MEMSET_NODE_PARAMS_v2 memset;
     CUDA_HOST_NODE_PARAMS host;
     CUgraph child; /* its own copy */
+    CUDA_MEM_ALLOC_NODE_PARAMS allocation;
+    CUdeviceptr freed;
     CUevent event;
 };
 
@@ -75,6 +77,9 @@ CUresult sim_capture_check_wait(struct sim_stream *stream);
 /* Called before an event is recorded, waited for or queried. *handled: capture did it all. */
 CUresult sim_capture_record(CUevent event, struct sim_stream *stream, unsigned flags, bool *handled);
 CUresult sim_capture_wait(struct sim_stream *stream, CUevent event, unsigned flags, bool *handled);
+
+/* A stream is about to be destroyed. */
+void sim_capture_drop_stream(struct sim_stream *stream);
 
 void sim_capture_after_fork(void);
 

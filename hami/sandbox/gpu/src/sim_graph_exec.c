@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sim_graph.h"
+#include "sim_graph_memory.h"
+#include "sim_managed.h"
 
 enum { FLAG_AUTO_FREE = 1, FLAG_UPLOAD = 2, FLAG_DEVICE_LAUNCH = 4, FLAGS_ALL = 15 };
 enum { INSTANTIATE_SUCCESS = 0, INSTANTIATE_ERROR = 1, INSTANTIATE_INVALID_STRUCTURE = 2 };
@@ -38,6 +39,13 @@ static CUresult instantiate(CUgraphExec *exec, CUgraph graph, uint64_t flags, in
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     made->flags = flags;
+    const CUresult outcome_of_upload =
+        (flags & FLAG_UPLOAD) != 0 ? sim_graph_memory_reserve(made->graph, false) : CUDA_SUCCESS;
+    if (outcome_of_upload != CUDA_SUCCESS) {
+        sim_graph_free(made->graph);
+        free(made);
+        return outcome_of_upload;
+    }
     *exec = made;
     *outcome = INSTANTIATE_SUCCESS;
     return CUDA_SUCCESS;
@@ -236,7 +244,7 @@ static CUresult run_kernel(CUgraphNode node, struct run *run)
     const CUresult result = sim_kernel_time(run->stream->context, kernel, &duration);
     if (result != CUDA_SUCCESS)
         return result;
-    run->duration_ns += duration;
+    run->duration_ns += duration + sim_managed_fetch_ns(run->stream->gpu);
     run->failing = sim_kernel_fails(kernel) && run->failing == NULL ? sim_kernel_of(kernel) : run->failing;
     return CUDA_SUCCESS;
 }
@@ -253,6 +261,10 @@ static CUresult run_node(CUgraphNode node, struct run *run)
         return run_graph(node->params.child, run);
     if (node->type == NODE_EMPTY)
         return CUDA_SUCCESS;
+    if (node->type == NODE_MEM_ALLOC)
+        return sim_graph_run_allocation(node);
+    if (node->type == NODE_MEM_FREE)
+        return sim_graph_run_free(node);
     flush(run);
     switch (node->type) {
     case NODE_MEMCPY:
@@ -285,11 +297,16 @@ static CUresult launch(CUgraphExec exec, CUstream handle, bool per_thread)
         return result;
     if (exec == NULL)
         return CUDA_ERROR_INVALID_VALUE;
+    if (sim_is_captured(stream) && sim_graph_has_memory(exec->graph))
+        return CUDA_ERROR_NOT_SUPPORTED;
     if (sim_is_captured(stream)) {
         const union sim_node_params params = {.child = exec->graph};
         return sim_capture_node(stream, NODE_GRAPH, &params);
     }
     struct run run = {.stream = stream};
+    const CUresult reserved = sim_graph_memory_reserve(exec->graph, (exec->flags & FLAG_AUTO_FREE) != 0);
+    if (reserved != CUDA_SUCCESS)
+        return reserved;
     const CUresult outcome = run_graph(exec->graph, &run);
     flush(&run);
     return outcome;
@@ -305,14 +322,21 @@ CUresult cuGraphLaunch_ptsz(CUgraphExec exec, CUstream stream)
     return launch(exec, stream, true);
 }
 
+static CUresult upload(CUgraphExec exec, CUstream handle, bool per_thread)
+{
+    struct sim_stream *stream;
+    const CUresult result = sim_stream_for_work(handle, per_thread, &stream);
+    if (exec == NULL || result != CUDA_SUCCESS)
+        return exec == NULL ? CUDA_ERROR_INVALID_VALUE : result;
+    return sim_graph_memory_reserve(exec->graph, (exec->flags & FLAG_AUTO_FREE) != 0);
+}
+
 CUresult cuGraphUpload(CUgraphExec exec, CUstream stream)
 {
-    struct sim_stream *found;
-    return exec != NULL ? sim_stream_for_work(stream, false, &found) : CUDA_ERROR_INVALID_VALUE;
+    return upload(exec, stream, false);
 }
 
 CUresult cuGraphUpload_ptsz(CUgraphExec exec, CUstream stream)
 {
-    struct sim_stream *found;
-    return exec != NULL ? sim_stream_for_work(stream, true, &found) : CUDA_ERROR_INVALID_VALUE;
+    return upload(exec, stream, true);
 }

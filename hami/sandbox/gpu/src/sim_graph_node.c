@@ -2,7 +2,7 @@
 #define _GNU_SOURCE
 #include <string.h>
 
-#include "sim_graph.h"
+#include "sim_graph_memory.h"
 
 static CUresult add(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count,
                     enum sim_node_type type, const union sim_node_params *params)
@@ -85,8 +85,43 @@ CUresult cuGraphAddChildGraphNode(CUgraphNode *node, CUgraph graph, const CUgrap
 {
     if (child == NULL)
         return CUDA_ERROR_INVALID_VALUE;
+    if (sim_graph_has_memory(child))
+        return CUDA_ERROR_NOT_SUPPORTED;
     const union sim_node_params params = {.child = child};
     return add(node, graph, dependencies, count, NODE_GRAPH, &params);
+}
+
+/* The graph itself becomes the child, and belongs to the node from now on. */
+static CUresult add_moved_child(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                                size_t count, CUgraph child)
+{
+    const union sim_node_params params = {.child = child};
+    if (child == NULL || child == graph)
+        return CUDA_ERROR_INVALID_VALUE;
+    const CUresult result = add(node, graph, dependencies, count, NODE_GRAPH, &params);
+    if (result != CUDA_SUCCESS)
+        return result;
+    sim_graph_free((*node)->params.child);
+    (*node)->params.child = child;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphAddMemAllocNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                                size_t count, CUDA_MEM_ALLOC_NODE_PARAMS *wanted)
+{
+    const CUresult result = sim_graph_prepare_allocation(wanted);
+    if (result != CUDA_SUCCESS)
+        return result;
+    const union sim_node_params params = {.allocation = *wanted};
+    return add(node, graph, dependencies, count, NODE_MEM_ALLOC, &params);
+}
+
+CUresult cuGraphAddMemFreeNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies,
+                               size_t count, CUdeviceptr address)
+{
+    const union sim_node_params params = {.freed = address};
+    return address != 0 ? add(node, graph, dependencies, count, NODE_MEM_FREE, &params)
+                        : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuGraphAddEmptyNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dependencies, size_t count)
@@ -124,7 +159,7 @@ static CUresult from_general(const CUgraphNodeParams *general, union sim_node_pa
     case NODE_MEMCPY: params->memcpy = general->memcpy.copyParams; return CUDA_SUCCESS;
     case NODE_MEMSET: params->memset = general->memset; return CUDA_SUCCESS;
     case NODE_HOST: params->host = general->host; return CUDA_SUCCESS;
-    case NODE_GRAPH: params->child = general->graph; return CUDA_SUCCESS;
+    case NODE_MEM_FREE: params->freed = general->freed; return CUDA_SUCCESS;
     case NODE_EMPTY: return CUDA_SUCCESS;
     case NODE_WAIT_EVENT:
     case NODE_EVENT_RECORD: params->event = general->event; return CUDA_SUCCESS;
@@ -138,6 +173,11 @@ CUresult cuGraphAddNode(CUgraphNode *node, CUgraph graph, const CUgraphNode *dep
     union sim_node_params params;
     if (general == NULL)
         return CUDA_ERROR_INVALID_VALUE;
+    if (general->type == NODE_GRAPH)
+        return (general->graph.ownership == 1 ? add_moved_child : cuGraphAddChildGraphNode)(
+            node, graph, dependencies, count, general->graph.graph);
+    if (general->type == NODE_MEM_ALLOC)
+        return cuGraphAddMemAllocNode(node, graph, dependencies, count, &general->allocation);
     const CUresult result = from_general(general, &params);
     if (result != CUDA_SUCCESS)
         return result;
@@ -196,7 +236,8 @@ CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph *graph)
 CUresult cuGraphNodeSetParams(CUgraphNode node, CUgraphNodeParams *general)
 {
     union sim_node_params params;
-    if (node == NULL || general == NULL || (int)node->type != general->type || node->type == NODE_GRAPH)
+    if (node == NULL || general == NULL || (int)node->type != general->type || node->type == NODE_GRAPH ||
+        node->type == NODE_MEM_ALLOC || node->type == NODE_MEM_FREE)
         return CUDA_ERROR_INVALID_VALUE;
     const CUresult result = from_general(general, &params);
     if (result == CUDA_SUCCESS)

@@ -1,6 +1,7 @@
 /* sim_launch.c: all ways to launch a kernel. Nothing is computed; time passes. */
 #define _GNU_SOURCE
 #include "sim_graph.h"
+#include "sim_managed.h"
 #include "sim_module.h"
 
 #define THREADS_A_BLOCK 1024
@@ -72,7 +73,7 @@ static CUresult launch(CUDA_KERNEL_NODE_PARAMS_v2 *kernel, CUstream handle, bool
         const union sim_node_params params = {.kernel = *kernel};
         return sim_capture_node(stream, NODE_KERNEL, &params);
     }
-    sim_stream_queue(stream, duration);
+    sim_stream_queue(stream, duration + sim_managed_fetch_ns(stream->gpu));
     sim_kernel_queued(stream, sim_kernel_of(kernel));
     return CUDA_SUCCESS;
 }

@@ -102,6 +102,7 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
         return result;
     if (address == NULL || bytes == 0)
         return CUDA_ERROR_INVALID_VALUE;
+    sim_late_frees_run(NULL);
     if (bytes > UINT64_C(1) << 46 || !sim_node_take(context->gpu, physical(bytes)))
         return CUDA_ERROR_OUT_OF_MEMORY;
     const uint64_t taken = sim_take_address(physical(bytes));
@@ -114,31 +115,37 @@ static CUresult allocate(CUdeviceptr *address, uint64_t bytes)
     return CUDA_SUCCESS;
 }
 
+void sim_release(const struct hami_pointer *pointer)
+{
+    if (pointer->device >= SIM_POOL_DEVICE) {
+        sim_pool_release(pointer);
+    } else if (pointer->device >= SIM_GRAPH_DEVICE) {
+        sim_graph_memory_release(pointer);
+    } else if (pointer->device >= SIM_MANAGED_DEVICE) {
+        sim_managed_release(pointer);
+    } else {
+        sim_give_address(pointer->address, pointer->bytes);
+        sim_node_give(pointer->device, pointer->bytes);
+    }
+}
+
 static void release(const struct hami_pointer *pointer, void *argument)
 {
     (void)argument;
-    if (pointer->device >= SIM_POOL_DEVICE) {
-        sim_pool_release(pointer);
-        return;
-    }
-    sim_give_address(pointer->address, pointer->bytes);
-    sim_node_give(pointer->device, pointer->bytes);
+    sim_release(pointer);
 }
 
 void sim_free_context_memory(CUcontext context)
 {
+    sim_late_frees_run(context);
     hami_pointers_take_context(context, release, NULL);
     sim_pools_drop_unused(context->gpu);
+    sim_graph_memory_drop_unused(context->gpu);
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
 {
     return allocate(address, bytes);
-}
-
-CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned int flags)
-{
-    return flags == 1 || flags == 2 ? allocate(address, bytes) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height,
@@ -167,7 +174,7 @@ CUresult cuMemFree_v2(CUdeviceptr address)
         return result;
     if (!hami_pointers_take(address, &pointer))
         return CUDA_ERROR_INVALID_VALUE;
-    release(&pointer, NULL);
+    sim_release(&pointer);
     return CUDA_SUCCESS;
 }
 

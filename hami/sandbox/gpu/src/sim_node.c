@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "process.h"
+#include "sim_managed.h"
 #include "sim_timeline.h"
 
 #define TRIES_BEFORE_DOUBT 20 /* then sleep between tries, and now and then look at the holder */
@@ -119,9 +120,10 @@ void sim_forget_locked(struct sim_node *node, struct sim_process *process)
     sim_timeline_forget_locked(node, (unsigned)(process - node->processes));
     for (unsigned gpu = 0; gpu < SIM_GPUS; gpu++)
         process->rows[gpu] = (struct sim_row){0};
+    memset(process->managed, 0, sizeof process->managed);
 }
 
-static void reap_locked(struct sim_node *node)
+void sim_node_reap_locked(struct sim_node *node)
 {
     for (uint32_t i = 0; i < atomic_load(&node->process_high); i++) {
         struct sim_process *process = &node->processes[i];
@@ -140,7 +142,7 @@ void sim_node_reap(void)
     if (node == NULL)
         return;
     sim_node_lock(node);
-    reap_locked(node);
+    sim_node_reap_locked(node);
     sim_node_unlock(node);
 }
 
@@ -163,7 +165,7 @@ static struct sim_process *claim_locked(struct sim_node *node)
 {
     struct sim_process *process = find_entry_locked(node);
     if (process == NULL) {
-        reap_locked(node);
+        sim_node_reap_locked(node);
         process = find_entry_locked(node);
     }
     if (process != NULL) {
@@ -201,9 +203,12 @@ bool sim_node_take(unsigned gpu, uint64_t bytes)
     sim_node_lock(node);
     uint64_t used = atomic_load(&device->used_bytes) + bytes;
     if (used > capacity || (node->exact_peaks && used > atomic_load(&device->peak_bytes))) {
-        reap_locked(node);
+        sim_node_reap_locked(node);
         used = atomic_load(&device->used_bytes) + bytes;
     }
+    if (bytes <= capacity && used > capacity &&
+        used - capacity <= sim_managed_evictable_locked(node, gpu))
+        used -= sim_managed_evict_locked(node, gpu, used - capacity, SIM_HOME_DEVICE, NULL);
     const bool fits = bytes <= capacity && used <= capacity;
     if (fits) {
         atomic_fetch_add(&process->rows[gpu].bytes, bytes);

@@ -1,6 +1,6 @@
 /* sim_node.h: the state of one simulated node, a file that all its processes map.
  *
- * Python writes the file before anything runs (hami/sandbox/gpu/node.py mirrors this layout) and may
+ * Python writes the file before anything runs (hami/sandbox/gpu/layout.py mirrors this) and may
  * change the fault fields and the events while it runs. The library owns the rest.
  */
 #ifndef SIM_NODE_H
@@ -33,7 +33,9 @@ struct sim_gpu {
     uint64_t reserved_bytes;  /* the driver's own share of it */
     _Atomic uint64_t used_bytes; /* by processes; under the node's lock */
     _Atomic uint64_t peak_bytes; /* most that living processes ever held at once */
-    uint8_t reserved[272];
+    _Atomic uint64_t evicted_bytes; /* managed memory that had to leave, ever */
+    _Atomic uint64_t moved_bytes;   /* managed memory that kernels had to fetch, ever */
+    uint8_t reserved[256];
 };
 
 struct sim_sample { /* device time within one period */
@@ -76,11 +78,20 @@ struct sim_timeline {
     struct sim_point points[SIM_POINTS];
 };
 
+/* Where managed memory wants to be; the first leave first. */
+enum sim_home { SIM_HOME_HOST, SIM_HOME_ANYWHERE, SIM_HOME_DEVICE, SIM_HOMES };
+
+struct sim_managed { /* memory of one process on one GPU (sim_managed.c); by enum sim_home */
+    uint64_t total[SIM_HOMES];
+    uint64_t resident[SIM_HOMES]; /* on the device; also in its row's bytes */
+};
+
 struct sim_process {
     _Atomic uint64_t token; /* 0: free (see the shim's process.h) */
     _Atomic int32_t pid;
     uint32_t reserved;
     struct sim_row rows[SIM_GPUS];
+    struct sim_managed managed[SIM_GPUS];
 };
 
 struct sim_event {
@@ -112,7 +123,8 @@ struct sim_node {
     uint32_t queue_depth;           /* launches that may be queued before one blocks */
     _Atomic uint32_t faults_version; /* counts the changes of `faults` */
     uint32_t reserved1;
-    uint8_t reserved2[56];
+    uint64_t pool_step_bytes; /* by which pools grow; 0: the usual */
+    uint8_t reserved2[48];
     char faults[512]; /* as $HAMI_SIM_FAULTS, for all processes */
     struct sim_gpu gpus[SIM_GPUS];
     struct sim_event events[SIM_EVENTS]; /* event s is at s % SIM_EVENTS */
@@ -122,7 +134,7 @@ struct sim_node {
 
 _Static_assert(sizeof(struct sim_gpu) == 512, "layout");
 _Static_assert(sizeof(struct sim_row) == 96, "layout");
-_Static_assert(sizeof(struct sim_process) == 16 + 96 * SIM_GPUS, "layout");
+_Static_assert(sizeof(struct sim_process) == 16 + (96 + 48) * SIM_GPUS, "layout");
 _Static_assert(sizeof(struct sim_event) == 32, "layout");
 _Static_assert(sizeof(struct sim_timeline) == 168 + 16 * SIM_WORDS + 16 * SIM_POINTS, "layout");
 _Static_assert(sizeof(struct sim_node) == 768 + 512 * SIM_GPUS + 32 * SIM_EVENTS +
@@ -132,7 +144,6 @@ _Static_assert(sizeof(struct sim_node) == 768 + 512 * SIM_GPUS + 32 * SIM_EVENTS
 
 enum {
     SIM_NVML_NO_PROCESS_UTILIZATION = 1, /* it is not supported */
-    SIM_NVML_OWN_PIDS = 2,               /* lists of processes show pids of the caller's namespace */
 };
 
 /* Map the file of $HAMI_SIM_NODE once. NULL: not set, or not such a file. */
@@ -147,8 +158,13 @@ bool sim_node_take(unsigned gpu, uint64_t bytes);
 /* Give it back. */
 void sim_node_give(unsigned gpu, uint64_t bytes);
 
+/* The node's lock, held for a few stores and never across a wait. */
+void sim_node_lock(struct sim_node *node);
+void sim_node_unlock(struct sim_node *node);
+
 /* Free what dead processes held. */
 void sim_node_reap(void);
+void sim_node_reap_locked(struct sim_node *node);
 
 /* GPU indices that $NVIDIA_VISIBLE_DEVICES shows, in its order; returns the count. Unset: all. */
 int sim_visible_to_container(unsigned gpus[SIM_GPUS]);
@@ -161,10 +177,6 @@ uint64_t sim_now_ns(void);
 
 /* Sleep until that time; returns at once if it is past. */
 void sim_sleep_until(uint64_t until_ns);
-
-/* The node's lock, held for a few stores and never across a wait. */
-void sim_node_lock(struct sim_node *node);
-void sim_node_unlock(struct sim_node *node);
 
 /* True if the process has ended; the node's lock is held. */
 bool sim_is_dead_locked(const struct sim_process *process);

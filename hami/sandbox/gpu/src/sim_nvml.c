@@ -25,6 +25,9 @@ nvmlReturn_t sim_nvml_gpu_even_if_lost(nvmlDevice_t device, unsigned *gpu)
 {
     if (atomic_load(&references) == 0)
         return NVML_ERROR_UNINITIALIZED;
+    const uint64_t delay = atomic_load(&sim_node()->nvml_delay_ns);
+    if (delay != 0)
+        sim_sleep_until(sim_now_ns() + delay);
     for (int i = 0; i < visible_count; i++)
         if (device == &handles[visible[i]]) {
             *gpu = visible[i];

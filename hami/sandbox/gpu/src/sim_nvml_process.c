@@ -1,6 +1,7 @@
 /* sim_nvml_process.c: who runs on a device, and how busy they keep it. */
 #define _GNU_SOURCE
 #include <stddef.h>
+#include <stdlib.h>
 
 #include "sim_nvml.h"
 #include "sim_timeline.h"
@@ -111,33 +112,44 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlU
     return NVML_SUCCESS;
 }
 
-/* Samples of the newest period that the caller has not seen, one for each process that worked in
- * it. Only the count, and INSUFFICIENT_SIZE, where there is no room for them. */
-static nvmlReturn_t sample_locked(struct sim_node *node, unsigned gpu, unsigned long long last_seen_us,
-                                  nvmlProcessUtilizationSample_t *target, unsigned int *count)
+struct found {
+    unsigned pid, percent;
+};
+
+/* Samples of the newest period, one for each process that worked in it, unless the caller has seen
+ * them. Only the count, and INSUFFICIENT_SIZE, where there is no room for them. */
+static nvmlReturn_t sample(unsigned gpu, unsigned long long last_seen_us, struct found *target,
+                           unsigned int *count, unsigned long long *time_us)
 {
-    const uint64_t period = last_period_locked(node, gpu);
-    const unsigned long long end = end_of(node, period);
+    struct sim_node *node = sim_node();
     unsigned found = 0;
-    if (end <= last_seen_us) {
-        *count = 0;
-        return NVML_ERROR_NOT_FOUND;
-    }
-    for (uint32_t i = 0; i < atomic_load(&node->process_high); i++) {
+    sim_node_lock(node);
+    const uint64_t period = last_period_locked(node, gpu);
+    *time_us = end_of(node, period);
+    for (uint32_t i = 0; *time_us > last_seen_us && i < atomic_load(&node->process_high); i++) {
         const struct sim_process *process = &node->processes[i];
-        const struct sim_sample *sample = &process->rows[gpu].samples[period % SIM_SAMPLES];
-        if (atomic_load(&process->token) == 0 || sample->period != period || sample->busy_ns == 0)
+        const struct sim_sample *samples = process->rows[gpu].samples;
+        const struct sim_sample *newest = &samples[period % SIM_SAMPLES];
+        if (atomic_load(&process->token) == 0 || newest->period != period || newest->busy_ns == 0)
             continue;
         if (target != NULL && found < *count)
-            target[found] = (nvmlProcessUtilizationSample_t){
-                .pid = (unsigned)atomic_load(&process->pid),
-                .timeStamp = end,
-                .smUtil = percent_of(node, process->rows[gpu].samples, period)};
+            target[found] =
+                (struct found){(unsigned)atomic_load(&process->pid), percent_of(node, samples, period)};
         found++;
     }
+    sim_node_unlock(node);
     const bool fits = target != NULL && found <= *count;
     *count = found;
     return found == 0 ? NVML_ERROR_NOT_FOUND : fits ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+}
+
+static nvmlReturn_t check_supported(nvmlDevice_t device, unsigned *gpu)
+{
+    const nvmlReturn_t result = sim_nvml_gpu(device, gpu);
+    if (result == NVML_SUCCESS &&
+        (atomic_load(&sim_node()->nvml_flags) & SIM_NVML_NO_PROCESS_UTILIZATION) != 0)
+        return NVML_ERROR_NOT_SUPPORTED;
+    return result;
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
@@ -146,16 +158,39 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
                                                         unsigned long long last_seen_us)
 {
     unsigned gpu = 0;
-    const nvmlReturn_t result = sim_nvml_gpu(device, &gpu);
+    unsigned long long time_us;
+    nvmlReturn_t result = check_supported(device, &gpu);
     if (result != NVML_SUCCESS)
         return result;
     if (count == NULL)
         return NVML_ERROR_INVALID_ARGUMENT;
-    struct sim_node *node = sim_node();
-    if ((atomic_load(&node->nvml_flags) & SIM_NVML_NO_PROCESS_UTILIZATION) != 0)
-        return NVML_ERROR_NOT_SUPPORTED;
-    sim_node_lock(node);
-    const nvmlReturn_t outcome = sample_locked(node, gpu, last_seen_us, utilization, count);
-    sim_node_unlock(node);
-    return outcome;
+    struct found *room = utilization != NULL ? malloc((*count + 1) * sizeof *room) : NULL;
+    result = sample(gpu, last_seen_us, room, count, &time_us);
+    for (unsigned i = 0; result == NVML_SUCCESS && i < *count; i++)
+        utilization[i] = (nvmlProcessUtilizationSample_t){
+            .pid = room[i].pid, .timeStamp = time_us, .smUtil = room[i].percent};
+    free(room);
+    return result;
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device,
+                                                              nvmlProcessesUtilizationInfo_v1_t *info)
+{
+    unsigned gpu = 0;
+    unsigned long long time_us;
+    nvmlReturn_t result = check_supported(device, &gpu);
+    if (result != NVML_SUCCESS)
+        return result;
+    if (info == NULL)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (info->version != (sizeof *info | 1U << 24))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    struct found *room =
+        info->procUtilArray != NULL ? malloc((info->processSamplesCount + 1) * sizeof *room) : NULL;
+    result = sample(gpu, info->lastSeenTimeStamp, room, &info->processSamplesCount, &time_us);
+    for (unsigned i = 0; result == NVML_SUCCESS && i < info->processSamplesCount; i++)
+        info->procUtilArray[i] = (nvmlProcessUtilizationInfo_v1_t){
+            .timeStamp = time_us, .pid = room[i].pid, .smUtil = room[i].percent};
+    free(room);
+    return result;
 }

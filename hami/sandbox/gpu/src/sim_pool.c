@@ -63,6 +63,12 @@ static bool is_alive(CUmemoryPool pool)
     return pool >= pools && pool < pools + SIM_POOLS && pool->state == ALIVE;
 }
 
+static uint64_t step_bytes(void)
+{
+    const uint64_t asked = sim_node()->pool_step_bytes;
+    return asked != 0 ? asked : STEP_BYTES;
+}
+
 /* Called with the lock held, as all below it that change a pool. */
 static CUmemoryPool add_pool(const struct sim_pool *content)
 {
@@ -99,7 +105,7 @@ static bool grow_to(CUmemoryPool pool, uint64_t used)
     if (used <= pool->values[RESERVED])
         return true;
     const uint64_t reserved = pool->values[RESERVED];
-    uint64_t wanted = reserved + sim_round_up(used - reserved, STEP_BYTES);
+    uint64_t wanted = reserved + sim_round_up(used - reserved, step_bytes());
     if (pool->max_bytes != 0 && wanted > pool->max_bytes)
         wanted = pool->max_bytes;
     if (wanted < used || (pool->on_device && !sim_node_take(pool->gpu, wanted - reserved)))
@@ -114,7 +120,7 @@ static void trim(CUmemoryPool pool, uint64_t keep)
 {
     if (larger(keep, pool->values[USED]) >= pool->values[RESERVED])
         return; /* and rounding up cannot overflow below */
-    keep = sim_round_up(larger(keep, pool->values[USED]), STEP_BYTES);
+    keep = sim_round_up(larger(keep, pool->values[USED]), step_bytes());
     if (keep >= pool->values[RESERVED])
         return;
     if (pool->on_device)
@@ -132,6 +138,7 @@ static void bury_if_empty(CUmemoryPool pool)
 
 void sim_pools_synchronized(void)
 {
+    sim_late_frees_run(NULL);
     pthread_mutex_lock(&pools_lock);
     for (CUmemoryPool pool = pools; pool < pools + pools_high; pool++)
         if (pool->state != ABSENT)
@@ -169,7 +176,19 @@ static CUresult take(CUmemoryPool pool, uint64_t bytes)
     return CUDA_SUCCESS;
 }
 
-static CUresult allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUcontext context)
+bool sim_pool_device(CUmemoryPool pool, CUcontext context, unsigned *gpu)
+{
+    pthread_mutex_lock(&pools_lock);
+    if (pool == NULL)
+        pool = current_pool(context->gpu);
+    const bool valid = pool != NULL && is_alive(pool) && pool->on_device;
+    if (valid)
+        *gpu = pool->gpu;
+    pthread_mutex_unlock(&pools_lock);
+    return valid;
+}
+
+CUresult sim_pool_allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUcontext context)
 {
     struct hami_pointer stale;
     const uint64_t size = sim_round_up(bytes, SIM_SMALL_BYTES);
@@ -192,46 +211,6 @@ static CUresult allocate(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, 
     }
     *address = pointer.address;
     return CUDA_SUCCESS;
-}
-
-CUresult cuMemAllocAsync(CUdeviceptr *address, size_t bytes, CUstream stream)
-{
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    (void)stream;
-    return result == CUDA_SUCCESS ? allocate(address, bytes, NULL, context) : result;
-}
-
-CUresult cuMemAllocAsync_ptsz(CUdeviceptr *address, size_t bytes, CUstream stream)
-{
-    return cuMemAllocAsync(address, bytes, stream);
-}
-
-CUresult cuMemAllocFromPoolAsync(CUdeviceptr *address, size_t bytes, CUmemoryPool pool, CUstream stream)
-{
-    CUcontext context;
-    const CUresult result = sim_current(&context);
-    (void)stream;
-    if (result == CUDA_SUCCESS && pool == NULL)
-        return CUDA_ERROR_INVALID_VALUE;
-    return result == CUDA_SUCCESS ? allocate(address, bytes, pool, context) : result;
-}
-
-CUresult cuMemAllocFromPoolAsync_ptsz(CUdeviceptr *address, size_t bytes, CUmemoryPool pool,
-                                      CUstream stream)
-{
-    return cuMemAllocFromPoolAsync(address, bytes, pool, stream);
-}
-
-CUresult cuMemFreeAsync(CUdeviceptr address, CUstream stream)
-{
-    (void)stream; /* of plain memory as well, which then goes at once */
-    return cuMemFree_v2(address);
-}
-
-CUresult cuMemFreeAsync_ptsz(CUdeviceptr address, CUstream stream)
-{
-    return cuMemFreeAsync(address, stream);
 }
 
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)

@@ -159,6 +159,7 @@ CUresult cuStreamDestroy_v2(CUstream stream)
 {
     if ((uintptr_t)stream <= 2 || stream->context == NULL)
         return CUDA_ERROR_INVALID_HANDLE;
+    sim_capture_drop_stream(stream);
     stream->context = NULL;
     free(stream->leaves);
     free(stream);

@@ -105,6 +105,19 @@ typedef struct {
 } CUDA_MEMCPY_NODE_PARAMS;
 
 typedef struct {
+    CUmemPoolProps pool;
+    const CUmemAccessDesc *access;
+    size_t access_count;
+    size_t bytes;
+    CUdeviceptr address; /* given by the driver */
+} CUDA_MEM_ALLOC_NODE_PARAMS;
+
+typedef struct {
+    CUgraph graph;
+    int ownership; /* 0: a copy becomes the child; 1: the graph itself does */
+} CUDA_CHILD_GRAPH_NODE_PARAMS;
+
+typedef struct {
     unsigned char from_port, to_port, type, reserved[5];
 } CUgraphEdgeData;
 
@@ -117,7 +130,9 @@ typedef struct {
         CUDA_MEMCPY_NODE_PARAMS memcpy;
         CUDA_MEMSET_NODE_PARAMS_v2 memset;
         CUDA_HOST_NODE_PARAMS host;
-        CUgraph graph;
+        CUDA_CHILD_GRAPH_NODE_PARAMS graph;
+        CUDA_MEM_ALLOC_NODE_PARAMS allocation;
+        CUdeviceptr freed;
         CUevent event;
     };
     long long reserved2;
@@ -155,6 +170,7 @@ _Static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v1) == 56, "ABI");
 _Static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v2) == 72, "ABI");
 _Static_assert(sizeof(CUDA_MEMCPY2D) == 128, "ABI");
 _Static_assert(sizeof(CUDA_MEMCPY3D) == 200, "ABI");
+_Static_assert(sizeof(CUDA_MEM_ALLOC_NODE_PARAMS) == 120, "ABI");
 _Static_assert(sizeof(CUgraphNodeParams) == 256, "ABI");
 _Static_assert(sizeof(CUdevResource) == 144, "ABI");
 
