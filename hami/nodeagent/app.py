@@ -36,7 +36,8 @@ from hami.nodeagent.consume import PodWriter
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.exporter import Exporter
 from hami.nodeagent.finder import PodFinder
-from hami.nodeagent.governor import Governor
+from hami.nodeagent.governor.loop import Governor
+from hami.nodeagent.governor.residents import Residents
 from hami.nodeagent.health import HealthTracker, XidPolicy
 from hami.nodeagent.housekeeping import Housekeeper
 from hami.nodeagent.identity import IdentityCheck
@@ -48,7 +49,6 @@ from hami.nodeagent.podresources import PodResources
 from hami.nodeagent.regions import Regions
 from hami.nodeagent.registrar import Registrar
 from hami.nodeagent.registration import Registration
-from hami.nodeagent.residents import Residents
 from hami.nodeagent.resizing import Resizing
 from hami.site import vendor_table
 

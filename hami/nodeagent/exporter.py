@@ -22,8 +22,8 @@ from hami.errors import DeviceError
 from hami.kube.informer import Informer
 from hami.logs import get_logger
 from hami.metrics import Metric
-from hami.nodeagent import governor_gauges
-from hami.nodeagent.governor import Governor
+from hami.nodeagent.governor import gauges
+from hami.nodeagent.governor.loop import Governor
 from hami.nodeagent.inventory import Inventory
 from hami.nodeagent.nvml import DeviceUse, Nvml
 from hami.nodeagent.regions import Regions
@@ -90,7 +90,7 @@ class Exporter(Collector):
         yield self._health()
         yield from self._host()
         yield from self._containers()
-        yield from governor_gauges.families(self._governor, self._here, zone=ZONE)
+        yield from gauges.families(self._governor, self._here, zone=ZONE)
 
     def _health(self) -> GaugeMetricFamily:
         healthy = sum(device.healthy for device in self._inventory.devices)

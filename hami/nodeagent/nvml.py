@@ -23,7 +23,7 @@ from hami.core.quantity import BYTES_PER_MIB, MiB, Percent
 from hami.core.vendors.nvidia import NVIDIA
 from hami.errors import DeviceError
 from hami.logs import get_logger
-from hami.nodeagent.usage import DeviceReading, ProcessMemory, ProcessSample
+from hami.nodeagent.governor.usage import DeviceReading, ProcessMemory, ProcessSample
 from hami.nodeagent.worker import Worker
 
 log = get_logger(__name__)

@@ -1,7 +1,7 @@
 """One look at this host: devices, containers and runs, processes. Plain data, for ``hami top``.
 
 Devices and processes are the driver's; limits and usage stand in the regions; which process is
-whose, the kernel says (``hami.nodeagent.attribution``). What cannot be seen becomes a note.
+whose, the kernel says (``governor.attribution``). What cannot be seen becomes a note.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hami.config import NodeAgentSettings
 from hami.core.quantity import BYTES_PER_MIB
 from hami.errors import CodecError, DeviceError
 from hami.nodeagent import claims, region
-from hami.nodeagent.attribution import Attribution
+from hami.nodeagent.governor.attribution import Attribution
+from hami.nodeagent.governor.tenants import Tenant
+from hami.nodeagent.governor.usage import DeviceReading
 from hami.nodeagent.nvml import DeviceUse, Nvml
 from hami.nodeagent.region import CoreMode
-from hami.nodeagent.tenants import Tenant
-from hami.nodeagent.usage import DeviceReading
 from hami.tools import rundir
 
 REGIONS_DIR: Final = "containers"

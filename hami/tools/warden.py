@@ -23,9 +23,9 @@ from hami import logs
 from hami.config import LogSettings, NodeAgentSettings
 from hami.errors import CodecError
 from hami.logs import get_logger
-from hami.nodeagent.governor import Governor
+from hami.nodeagent.governor.loop import Governor
+from hami.nodeagent.governor.tenants import Tenant
 from hami.nodeagent.nvml import Nvml
-from hami.nodeagent.tenants import Tenant
 from hami.tools import rundir
 
 log = get_logger(__name__)

@@ -24,9 +24,9 @@ import anyio
 
 from hami.config import NodeAgentSettings
 from hami.nodeagent import region
-from hami.nodeagent.governor import Governor
+from hami.nodeagent.governor.loop import Governor
+from hami.nodeagent.governor.tenants import Tenant
 from hami.nodeagent.region import Policy
-from hami.nodeagent.tenants import Tenant
 from hami.sandbox.gpu import node as gpu_node
 from tests.bench import harness
 from tests.support import governed

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hami.nodeagent import region
-from hami.nodeagent.attribution import CHECK_NS, CONTROL_PLACE, REMEMBERED, Attribution
-from hami.nodeagent.tenants import Tenant
+from hami.nodeagent.governor.attribution import CHECK_NS, CONTROL_PLACE, REMEMBERED, Attribution
+from hami.nodeagent.governor.tenants import Tenant
 from tests.support.gpu import wait_for
 
 UID = "0a1b2c3d-0000-4444-8888-0123456789ab"

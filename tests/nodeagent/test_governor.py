@@ -13,11 +13,11 @@ import pytest
 from hami.config import NodeAgentSettings
 from hami.errors import DeviceError
 from hami.nodeagent import region
-from hami.nodeagent.governor import Governor
+from hami.nodeagent.governor.loop import Governor
+from hami.nodeagent.governor.tenants import OneRegion
+from hami.nodeagent.governor.usage import DeviceReading, ProcessMemory
 from hami.nodeagent.region import CoreMode, Policy
 from hami.nodeagent.region_layout import Usage
-from hami.nodeagent.tenants import OneRegion
-from hami.nodeagent.usage import DeviceReading, ProcessMemory
 from tests.support.governed import ScriptedDriver, eventually, governed
 from tests.support.gpus import simulated_gpus
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from hami.config import NodeAgentSettings
-from hami.nodeagent import governor_gauges, region
-from hami.nodeagent.governor import Governor
-from hami.nodeagent.tenants import OneRegion
+from hami.nodeagent import region
+from hami.nodeagent.governor import gauges
+from hami.nodeagent.governor.loop import Governor
+from hami.nodeagent.governor.tenants import OneRegion
 from tests.support.governed import ScriptedDriver
 
 
@@ -24,7 +25,7 @@ async def test_every_figure_of_a_container(tmp_path: Path) -> None:
 
     found = {
         (sample.name, sample.labels.get("mode")): sample
-        for family in governor_gauges.families(governor, {"u"}, zone="vGPU")
+        for family in gauges.families(governor, {"u"}, zone="vGPU")
         for sample in family.samples
     }
 
@@ -59,7 +60,7 @@ async def test_pod_that_is_gone_is_not_shown(tmp_path: Path) -> None:
 
     shown = [
         sample
-        for family in governor_gauges.families(governor, set(), zone="vGPU")
+        for family in gauges.families(governor, set(), zone="vGPU")
         for sample in family.samples
         if sample.name.startswith("hami_container")
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from hami.nodeagent.pacing import FACTOR_MIN, NS, Pacer, Window
+from hami.nodeagent.governor.pacing import FACTOR_MIN, NS, Pacer, Window
 from hami.nodeagent.region import BURST_NS
 
 MS = 1_000_000

@@ -11,7 +11,7 @@ import pytest
 
 from hami.errors import CodecError
 from hami.nodeagent import region
-from hami.nodeagent.probe import UsageProbe
+from hami.nodeagent.governor.probe import UsageProbe
 from hami.nodeagent.region_layout import MAX_SLOTS, Usage
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hami.nodeagent.governor.shares import WHOLE, Contender, Share, divide, fill
 from hami.nodeagent.region import CoreMode, Policy
-from hami.nodeagent.shares import WHOLE, Contender, Share, divide, fill
 
 OFF, LIMIT, BLOCK = CoreMode.OFF, CoreMode.LIMIT, CoreMode.BLOCK
 

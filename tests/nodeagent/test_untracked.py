@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hami.nodeagent.untracked import (
+from hami.nodeagent.governor.untracked import (
     CONTEXT_MAX_BYTES,
     SLACK_BYTES,
     ProcessBytes,

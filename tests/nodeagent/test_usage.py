@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hami.nodeagent.governor.usage import IDLE_NS, DeviceWindow, ProcessSample, SampleWindows
 from hami.nodeagent.rounding import HALF, Part, refine
-from hami.nodeagent.usage import IDLE_NS, DeviceWindow, ProcessSample, SampleWindows
 
 MS = 1_000_000
 PERIOD = 160

@@ -19,11 +19,11 @@ import anyio
 import native
 from hami.config import NodeAgentSettings
 from hami.nodeagent import region
-from hami.nodeagent.governor import Governed, Governor
+from hami.nodeagent.governor.loop import Governed, Governor
+from hami.nodeagent.governor.suspicion import Suspicion
+from hami.nodeagent.governor.tenants import Tenant
+from hami.nodeagent.governor.usage import DeviceReading, UsageDriver
 from hami.nodeagent.nvml import Nvml
-from hami.nodeagent.suspicion import Suspicion
-from hami.nodeagent.tenants import Tenant
-from hami.nodeagent.usage import DeviceReading, UsageDriver
 from hami.sandbox.gpu import node as gpu_node
 from tests.support.gpu import SHIM
 from tests.support.gpus import Gpus, simulated_gpus

@@ -22,16 +22,16 @@ import anyio.to_thread
 from hami.config import NodeAgentSettings
 from hami.errors import DeviceError, HamiError
 from hami.logs import get_logger
-from hami.nodeagent.account import Account
-from hami.nodeagent.measuring import DeviceUse, Measurement, Measurer, MemoryLook
-from hami.nodeagent.pacing import NS, Window
-from hami.nodeagent.probe import Glimpse
+from hami.nodeagent.governor.account import Account
+from hami.nodeagent.governor.measuring import DeviceUse, Measurement, Measurer, MemoryLook
+from hami.nodeagent.governor.pacing import NS, Window
+from hami.nodeagent.governor.probe import Glimpse
+from hami.nodeagent.governor.shares import Contender, Share, divide
+from hami.nodeagent.governor.suspicion import Suspicion, Watchman
+from hami.nodeagent.governor.tenants import Tenant, TenantSource
+from hami.nodeagent.governor.usage import UsageDriver
 from hami.nodeagent.region import CoreMode
 from hami.nodeagent.rounding import Part, refine
-from hami.nodeagent.shares import Contender, Share, divide
-from hami.nodeagent.suspicion import Suspicion, Watchman
-from hami.nodeagent.tenants import Tenant, TenantSource
-from hami.nodeagent.usage import UsageDriver
 
 log = get_logger(__name__)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from hami.nodeagent.measuring import MemoryLook
-from hami.nodeagent.pacing import NS, Pacer, Window
-from hami.nodeagent.probe import Glimpse
+from hami.nodeagent.governor.measuring import MemoryLook
+from hami.nodeagent.governor.pacing import NS, Pacer, Window
+from hami.nodeagent.governor.probe import Glimpse
+from hami.nodeagent.governor.shares import DEFAULT_WEIGHT, WHOLE, Contender, Share
+from hami.nodeagent.governor.tenants import Tenant
+from hami.nodeagent.governor.untracked import UntrackedMeter
 from hami.nodeagent.region import BURST_NS, CoreMode, Policy
-from hami.nodeagent.shares import DEFAULT_WEIGHT, WHOLE, Contender, Share
-from hami.nodeagent.tenants import Tenant
-from hami.nodeagent.untracked import UntrackedMeter
 
 ACTIVE_NS: Final = NS
 """Who has launched nothing, and was measured to do nothing, for so long does not contend."""

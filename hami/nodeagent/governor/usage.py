@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from hami.nodeagent.pacing import NS
+from hami.nodeagent.governor.pacing import NS
 
 US: Final = 1000
 IDLE_NS: Final = NS

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric as MetricFamily
 
 from hami import metrics
 from hami.metrics import Metric
-from hami.nodeagent.governor import Governed, Governor
+from hami.nodeagent.governor.loop import Governed, Governor
 from hami.nodeagent.region import CoreMode
 
 MODES: Final = ("off", "limit", "block", "hold", "suspend")

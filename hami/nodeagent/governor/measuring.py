@@ -15,12 +15,12 @@ import anyio.to_thread
 
 from hami.errors import CodecError
 from hami.logs import get_logger
-from hami.nodeagent.attribution import Attribution, Process
-from hami.nodeagent.pacing import NS
-from hami.nodeagent.probe import Tally
-from hami.nodeagent.tenants import Tenant
-from hami.nodeagent.untracked import ProcessBytes
-from hami.nodeagent.usage import DeviceReading, DeviceWindow, SampleWindows, UsageDriver
+from hami.nodeagent.governor.attribution import Attribution, Process
+from hami.nodeagent.governor.pacing import NS
+from hami.nodeagent.governor.probe import Tally
+from hami.nodeagent.governor.tenants import Tenant
+from hami.nodeagent.governor.untracked import ProcessBytes
+from hami.nodeagent.governor.usage import DeviceReading, DeviceWindow, SampleWindows, UsageDriver
 
 log = get_logger(__name__)
 

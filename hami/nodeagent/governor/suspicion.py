@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 from hami.config import NodeAgentSettings
 from hami.core.quantity import BYTES_PER_MIB
-from hami.nodeagent.account import Account
-from hami.nodeagent.pacing import NS
-from hami.nodeagent.tenants import Tenant
+from hami.nodeagent.governor.account import Account
+from hami.nodeagent.governor.pacing import NS
+from hami.nodeagent.governor.tenants import Tenant
 
 Reason = Literal["stranger", "memory", "pace"]
 SUSPEND_NS: Final = 30 * NS

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hami.nodeagent.tenants import FileId, Tenant
+from hami.nodeagent.governor.tenants import FileId, Tenant
 
 CONTROL_PLACE: Final = "usr/local/vgpu/control"
 CHECK_NS: Final = 1_000_000_000

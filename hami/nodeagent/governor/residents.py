@@ -26,10 +26,10 @@ from hami.logs import get_logger
 from hami.nodeagent import allocate
 from hami.nodeagent.claims import Claim
 from hami.nodeagent.controlfile import ControlFile
+from hami.nodeagent.governor.suspicion import Suspicion
+from hami.nodeagent.governor.tenants import Tenant
 from hami.nodeagent.nodepod import NodePod
 from hami.nodeagent.regions import Regions
-from hami.nodeagent.suspicion import Suspicion
-from hami.nodeagent.tenants import Tenant
 
 log = get_logger(__name__)
 

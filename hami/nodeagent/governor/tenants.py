@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 from hami.nodeagent import region
 from hami.nodeagent.controlfile import ControlFile
-from hami.nodeagent.probe import UsageProbe
+from hami.nodeagent.governor.probe import UsageProbe
 
 FileId = tuple[int, int]
 """Device and inode."""
