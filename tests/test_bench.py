@@ -218,4 +218,4 @@ async def test_share() -> None:
     assert all(row["used"] > 0 and row["starved"] == 0 for row in rows)
     for name in ("shares", "share-facts", "share-pairs"):
         assert "|" in report.TABLES[name][1]({"figures": found})
-    ET.fromstring(report.share_picture_of(found))
+    ET.fromstring(report.picture_of_shares(found))

@@ -13,7 +13,10 @@ LEFT: Final = 70
 RIGHT: Final = 170
 TOP: Final = 48
 BOTTOM: Final = 56
-COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
+COLOURS: Final = (
+    *("#1f6feb", "#d1242f", "#1a7f37", "#9a6700"),
+    *("#8250df", "#57606a", "#bf3989", "#00a3a3"),
+)
 
 Points = Sequence[tuple[float, float]]
 

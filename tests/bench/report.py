@@ -378,13 +378,7 @@ def picture_of_allocations(figures: Figures) -> str:
     )
 
 
-PICTURES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
-    "filter-latency.svg": ("extender", picture_of),
-    "allocations.svg": ("alloc", picture_of_allocations),
-}
-
-
-def share_picture_of(figures: Figures) -> str:
+def picture_of_shares(figures: Figures) -> str:
     """What was used of a device over what was asked for."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in figures["shares"]:
@@ -393,6 +387,13 @@ def share_picture_of(figures: Figures) -> str:
     return plot.chart(
         lines, title="Share of a GPU, asked for and used", x="percent asked", y="percent used"
     )
+
+
+PICTURES: Final[dict[str, tuple[str, Callable[[Figures], str]]]] = {
+    "filter-latency.svg": ("extender", picture_of),
+    "allocations.svg": ("alloc", picture_of_allocations),
+    "share.svg": ("share", picture_of_shares),
+}
 
 
 def _rows(figures: Figures, *, asked: str) -> list[Any]:
