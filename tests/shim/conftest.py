@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def start_client(compile_program: Callable[..., Path]) -> Iterator[Callable[...,
         clients.append(client)
         if initialised:
             assert client.ask("init", 0) == (0,)
+        return client
+
+    yield start
+    for client in clients:
+        client.stop()
+
+
+@pytest.fixture
+def start_objects() -> Iterator[Callable[..., Client]]:
+    """Starts ``objects.py`` processes in a container (a machine: without the shim), initialised on
+    its first device."""
+    clients: list[Client] = []
+
+    def start(place: Container | Machine, **env: str) -> Client:
+        own = place.environment() if isinstance(place, Machine) else place.environment
+        program = (sys.executable, "-S", PROGRAMS / "objects.py")
+        client = Client(program, {**own, **env})
+        clients.append(client)
+        assert client.ask("init", 0) == (0,)
         return client
 
     yield start

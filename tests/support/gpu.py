@@ -151,9 +151,12 @@ class Container:
 class Client:
     """A running ``client`` program: each call is one order, the answer a tuple of numbers."""
 
-    def __init__(self, program: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: Path | Sequence[str | Path], environment: Mapping[str, str]
+    ) -> None:
+        command = [program] if isinstance(program, Path) else program
         self.process = subprocess.Popen(
-            [str(program)],
+            [str(word) for word in command],
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -55,6 +55,14 @@ typedef struct {
     unsigned char reserved[56];
 } CUmemPoolProps;
 
+typedef uint64_t CUmemGenericAllocationHandle;
+typedef struct {
+    int type, handle_types;
+    CUmemLocation location;
+    void *win32;
+    unsigned char flags[8];
+} CUmemAllocationProp;
+
 enum { CU_MEM_LOCATION_TYPE_DEVICE = 1, CU_MEM_LOCATION_TYPE_HOST = 2 };
 enum { CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT = 5, CU_MEMPOOL_ATTR_USED_MEM_CURRENT = 7 };
 

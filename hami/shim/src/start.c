@@ -12,6 +12,7 @@
 #include "pools.h"
 #include "shim.h"
 #include "testpoint.h"
+#include "vmm.h"
 
 /* What pthread_atfork calls; asked of libc directly, for pthread_atfork itself would pull an old
  * glibc's libpthread into programs that have no threads. */
@@ -34,6 +35,7 @@ static void after_fork_in_child(void)
     hami_pointers_after_fork();
     hami_graph_memory_after_fork();
     hami_pools_after_fork();
+    hami_vmm_after_fork();
     hami_limits_after_fork();
     hami_devices_after_fork();
     atomic_store(&hami_phase, 0);

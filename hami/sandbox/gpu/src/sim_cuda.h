@@ -32,6 +32,13 @@ typedef struct {
     size_t max_bytes;
     unsigned char reserved[56];
 } CUmemPoolProps;
+typedef uint64_t CUmemGenericAllocationHandle;
+typedef struct {
+    int type, requestedHandleTypes;
+    CUmemLocation location;
+    void *win32HandleMetaData;
+    unsigned char allocFlags[8];
+} CUmemAllocationProp;
 typedef struct sim_function *CUkernel; /* one handle does for both */
 typedef struct sim_module *CUlibrary;
 typedef struct sim_graph *CUgraph;
@@ -95,6 +102,9 @@ struct sim_context {
 /* The GPU behind an ordinal, or -1. */
 int sim_gpu_of(CUdevice ordinal);
 
+/* The ordinal by which this process knows a GPU, or -1. */
+CUdevice sim_ordinal_of(unsigned gpu);
+
 /* CUDA_SUCCESS if cuInit was called in this process and the device is still there. */
 CUresult sim_check_gpu(unsigned gpu);
 
@@ -105,6 +115,8 @@ CUresult sim_current(CUcontext *context);
 void sim_context_after_fork(void);
 void sim_memory_after_fork(void);
 void sim_pools_after_fork(void);
+void sim_vmm_after_fork(void);
+void sim_addresses_after_fork(void);
 void sim_late_frees_after_fork(void);
 
 /* Something was waited for: pools let go of what they have too much of. */

@@ -15,6 +15,14 @@ int sim_gpu_of(CUdevice ordinal)
     return ordinal >= 0 && ordinal < visible_count ? (int)visible[ordinal] : -1;
 }
 
+CUdevice sim_ordinal_of(unsigned gpu)
+{
+    for (CUdevice ordinal = 0; sim_gpu_of(ordinal) >= 0; ordinal++)
+        if (sim_gpu_of(ordinal) == (int)gpu)
+            return ordinal;
+    return -1;
+}
+
 CUresult sim_check_gpu(unsigned gpu)
 {
     if (!atomic_load(&initialised))
@@ -41,6 +49,7 @@ static void after_fork_in_child(void)
     sim_context_after_fork();
     sim_memory_after_fork();
     sim_pools_after_fork();
+    sim_vmm_after_fork();
     sim_late_frees_after_fork();
     sim_graph_memory_after_fork();
     sim_host_after_fork();

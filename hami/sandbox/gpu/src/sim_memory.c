@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "sim_memory.h"
+#include "sim_vmm.h"
 
 #define LARGE_BYTES (UINT64_C(1) << 20)
 #define PITCH_BYTES UINT64_C(512)
@@ -217,7 +218,8 @@ CUresult cuMemFreeHost(void *address)
 
 bool sim_on_device(uint64_t address, uint64_t bytes)
 {
-    return address >= arena_start && address < arena_next && bytes <= arena_next - address;
+    return address >= arena_start && address < arena_next && bytes <= arena_next - address &&
+           sim_vmm_allows(address, bytes);
 }
 
 void sim_memory_touched(void)

@@ -1,0 +1,198 @@
+"""objects.py: a client of the driver that makes, maps and shares memory; one order a line.
+
+Answers each order with the driver's code and, where there is one, a number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable
+from ctypes import c_int, c_longlong, c_size_t, c_uint64, c_ulonglong, c_void_p
+
+CUDA = ctypes.CDLL("libcuda.so.1")
+DEVICE, HOST = 1, 2
+MIB = 2**20
+
+
+class Location(ctypes.Structure):
+    _fields_ = (("type", c_int), ("id", c_int))
+
+
+class Wanted(ctypes.Structure):
+    """CUmemAllocationProp."""
+
+    _fields_ = (
+        ("type", c_int),
+        ("handle_types", c_int),
+        ("location", Location),
+        ("win32", c_void_p),
+        ("flags", ctypes.c_ubyte * 8),
+    )
+
+
+class Access(ctypes.Structure):
+    _fields_ = (("location", Location), ("flags", c_int))
+
+
+def wanted(kind: int, ordinal: int, exportable: int) -> Wanted:
+    return Wanted(1, exportable, Location(kind, ordinal))
+
+
+def init(ordinal: int) -> tuple[int, ...]:
+    context = c_void_p()
+    result = CUDA.cuInit(0)
+    result = result or CUDA.cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal)
+    return (result or CUDA.cuCtxSetCurrent(context),)
+
+
+def info() -> tuple[int, ...]:
+    free, total = c_size_t(), c_size_t()
+    result = CUDA.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    return result, free.value, total.value
+
+
+def alloc(size: int) -> tuple[int, ...]:
+    address = c_uint64()
+    return CUDA.cuMemAlloc_v2(ctypes.byref(address), c_size_t(size)), address.value
+
+
+def free(address: int) -> tuple[int, ...]:
+    return (CUDA.cuMemFree_v2(c_uint64(address)),)
+
+
+def create(size: int, kind: int = DEVICE, ordinal: int = 0, exportable: int = 0) -> tuple[int, ...]:
+    handle = c_uint64()
+    properties = wanted(kind, ordinal, exportable)
+    result = CUDA.cuMemCreate(
+        ctypes.byref(handle), c_size_t(size), ctypes.byref(properties), c_ulonglong(0)
+    )
+    return result, handle.value
+
+
+def release(handle: int) -> tuple[int, ...]:
+    return (CUDA.cuMemRelease(c_uint64(handle)),)
+
+
+def reserve(size: int) -> tuple[int, ...]:
+    address = c_uint64()
+    result = CUDA.cuMemAddressReserve(
+        ctypes.byref(address), c_size_t(size), c_size_t(0), c_uint64(0), c_ulonglong(0)
+    )
+    return result, address.value
+
+
+def unreserve(address: int, size: int) -> tuple[int, ...]:
+    return (CUDA.cuMemAddressFree(c_uint64(address), c_size_t(size)),)
+
+
+def map_(address: int, size: int, handle: int) -> tuple[int, ...]:
+    return (
+        CUDA.cuMemMap(
+            c_uint64(address), c_size_t(size), c_size_t(0), c_uint64(handle), c_ulonglong(0)
+        ),
+    )
+
+
+def unmap(address: int, size: int) -> tuple[int, ...]:
+    return (CUDA.cuMemUnmap(c_uint64(address), c_size_t(size)),)
+
+
+def allow(address: int, size: int) -> tuple[int, ...]:
+    access = Access(Location(DEVICE, 0), 3)
+    return (
+        CUDA.cuMemSetAccess(c_uint64(address), c_size_t(size), ctypes.byref(access), c_size_t(1)),
+    )
+
+
+def retain(address: int) -> tuple[int, ...]:
+    handle = c_uint64()
+    return CUDA.cuMemRetainAllocationHandle(ctypes.byref(handle), c_void_p(address)), handle.value
+
+
+def export(handle: int) -> tuple[int, ...]:
+    """The number is of a file that stays open."""
+    file = c_int()
+    result = CUDA.cuMemExportToShareableHandle(
+        ctypes.byref(file), c_uint64(handle), c_int(1), c_ulonglong(0)
+    )
+    return result, file.value
+
+
+def import_(pid: int, file: int) -> tuple[int, ...]:
+    """From another process's file, which is that process's number of it."""
+    own = os.open(f"/proc/{pid}/fd/{file}", os.O_RDWR)
+    handle = c_uint64()
+    result = CUDA.cuMemImportFromShareableHandle(ctypes.byref(handle), c_void_p(own), c_int(1))
+    os.close(own)
+    return result, handle.value
+
+
+def write(address: int, value: int) -> tuple[int, ...]:
+    return (CUDA.cuMemcpyHtoD_v2(c_uint64(address), ctypes.byref(c_longlong(value)), c_size_t(8)),)
+
+
+def read(address: int) -> tuple[int, ...]:
+    value = c_longlong(-1)
+    result = CUDA.cuMemcpyDtoH_v2(ctypes.byref(value), c_uint64(address), c_size_t(8))
+    return result, value.value
+
+
+def churn(rounds: int, threads: int) -> tuple[int, ...]:
+    """Threads that create, map, retain, release and unmap; the number is of what was refused."""
+    refused = [0]
+
+    def work(seed: int) -> None:
+        luck = random.Random(seed)
+        _, context = 0, c_void_p()
+        CUDA.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        CUDA.cuCtxSetCurrent(context)
+        for _ in range(rounds):
+            size = luck.randrange(1, 5) * 2 * MIB
+            result, handle = create(size)
+            if result:
+                refused[0] += 1
+                continue
+            if luck.random() < 0.3:
+                assert release(handle) == (0,)
+                continue
+            _, address = reserve(size)
+            assert map_(address, size, handle) == (0,)
+            if luck.random() < 0.5:
+                assert retain(address) == (0, handle)
+                assert release(handle) == (0,)
+            steps: list[Callable[[], tuple[int, ...]]] = [
+                lambda handle=handle: release(handle),  # type: ignore[misc]  # bound now
+                lambda address=address, size=size: unmap(address, size),  # type: ignore[misc]
+            ]
+            luck.shuffle(steps)
+            assert [step() for step in steps] == [(0,), (0,)]
+            assert unreserve(address, size) == (0,)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return 0, refused[0]
+
+
+ORDERS: dict[str, Callable[..., tuple[int, ...]]] = {
+    name.rstrip("_"): order
+    for name, order in list(globals().items())
+    if callable(order) and getattr(order, "__module__", "") == __name__ and name.islower()
+}
+
+
+def main() -> None:
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order, *words = line.split()
+        print(*ORDERS[order](*map(int, words)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
