@@ -115,6 +115,8 @@ class DeviceUsage:
     """Device time that it has debited since it began."""
     waited_ns: int = 0
     """Time that its threads have waited for device time."""
+    context_bytes: int = 0
+    """Of used_bytes, what was charged for contexts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,6 +346,7 @@ def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDev
                 pending_bytes=min(slot.rows[index].pending_bytes, CLAMP_BYTES),
                 spent_ns=min(slot.rows[index].spent_ns, CLAMP_NS),
                 waited_ns=min(slot.rows[index].waited_ns, CLAMP_NS),
+                context_bytes=min(slot.rows[index].context_bytes, CLAMP_BYTES),
             )
             for index in range(len(devices))
         ),

@@ -79,7 +79,8 @@ class UsageRow(ctypes.LittleEndianStructure):
         ("pending_bytes", ctypes.c_uint64),
         ("spent_ns", ctypes.c_uint64),
         ("waited_ns", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 4),
+        ("context_bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 3),
     )
 
 

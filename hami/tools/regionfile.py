@@ -101,6 +101,8 @@ class RowReport(msgspec.Struct, frozen=True, kw_only=True):
     pending_bytes: int
     spent_ns: int
     waited_ns: int
+    context_bytes: int
+    """Of used_bytes."""
 
 
 class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -320,6 +322,7 @@ def _rows(slot: Slot) -> Iterator[RowReport]:
                 pending_bytes=row.pending_bytes,
                 spent_ns=row.spent_ns,
                 waited_ns=row.waited_ns,
+                context_bytes=row.context_bytes,
             )
 
 
@@ -334,4 +337,5 @@ def _sum(slots: tuple[SlotReport, ...], device: int) -> RowReport:
         pending_bytes=min(sum(row.pending_bytes for row in rows), _WORD - 1),
         spent_ns=min(sum(row.spent_ns for row in rows), _WORD - 1),
         waited_ns=min(sum(row.waited_ns for row in rows), _WORD - 1),
+        context_bytes=min(sum(row.context_bytes for row in rows), _WORD - 1),
     )

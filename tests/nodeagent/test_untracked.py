@@ -129,3 +129,25 @@ def test_never_more_than_the_driver_says_nor_less_than_nothing(
         assert 0 <= meter.untracked_bytes <= max(driver - max(before, after), 0)
         assert 0 <= meter.context_bytes <= CONTEXT_MAX_BYTES
         assert meter.strangers <= len(processes)
+
+
+def test_context_that_was_charged_explains_nothing_more() -> None:
+    meter = UntrackedMeter()
+    charged = ProcessBytes(driver_bytes=700 * MIB, tracked_bytes=500 * MIB, context_bytes=500 * MIB)
+    look(meter, process(500, 0), before=0)
+    for _ in range(2):
+        look(meter, charged, before=500)
+
+    assert meter.untracked_bytes == meter.excess_bytes() == 200 * MIB
+
+
+def test_context_is_learnt_from_a_process_that_was_charged_too_much_for_it() -> None:
+    meter = UntrackedMeter()
+    look(meter, process(500, 0), before=0)
+    look(
+        meter,
+        ProcessBytes(driver_bytes=300 * MIB, tracked_bytes=500 * MIB, context_bytes=500 * MIB),
+        before=500,
+    )
+
+    assert meter.context_bytes == 300 * MIB

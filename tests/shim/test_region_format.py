@@ -288,6 +288,7 @@ def test_reader_believes_no_absurd_figures(container: Container) -> None:
             pending_bytes=region.CLAMP_BYTES,
             spent_ns=region.CLAMP_NS,
             waited_ns=region.CLAMP_NS,
+            context_bytes=region.CLAMP_BYTES,
         ),
     )
 

@@ -189,12 +189,14 @@ def _memory(
     held = []
     for process, driver_bytes in processes.values():
         own = [
-            tally.tracked_bytes[index]
+            (tally.tracked_bytes[index], tally.context_bytes[index])
             for tally in (*before, *after)
             if tally.is_of(process.namespace, process.inner_pid)
         ]
-        tracked = max(own) if own else 0 if nameless else None
-        held.append(ProcessBytes(driver_bytes=driver_bytes, tracked_bytes=tracked))
+        tracked, context = max(own) if own else (0 if nameless else None, 0)
+        held.append(
+            ProcessBytes(driver_bytes=driver_bytes, tracked_bytes=tracked, context_bytes=context)
+        )
     return MemoryLook(
         processes=tuple(held),
         before_bytes=sum(tally.tracked_bytes[index] for tally in before),

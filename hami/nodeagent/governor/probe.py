@@ -60,6 +60,8 @@ class Tally:
     """Used and announced, each device."""
     waited_ns: tuple[int, ...]
     """Time that it has waited for device time, each device."""
+    context_bytes: tuple[int, ...]
+    """Of what is used, what was charged for contexts, each device."""
 
     def is_of(self, namespace: int, pid: int) -> bool:
         """Whether this is the slot of a process, as that counts itself."""
@@ -131,16 +133,17 @@ class UsageProbe:
     def _tally(self, slot: int) -> Tally:
         content = self._read(_SLOT, _HEADER + slot * _SLOT)
         rows = [
-            struct.unpack_from("<4Q", content, _ROWS + device * _ROW)
+            struct.unpack_from("<5Q", content, _ROWS + device * _ROW)
             for device in range(self._devices)
         ]
         return Tally(
             int.from_bytes(content[:8], "little"),
             tuple(
                 min(used, region.CLAMP_BYTES) + min(pending, region.CLAMP_BYTES)
-                for used, pending, _, _ in rows
+                for used, pending, _, _, _ in rows
             ),
-            tuple(min(waited, region.CLAMP_NS) for _, _, _, waited in rows),
+            tuple(min(waited, region.CLAMP_NS) for _, _, _, waited, _ in rows),
+            tuple(min(context, region.CLAMP_BYTES) for *_, context in rows),
         )
 
     def _others(self, active: tuple[int, ...]) -> int:

@@ -1,9 +1,10 @@
 """Device memory that a container uses and no hook has seen, measured for its limit. Pure.
 
 The driver says what each process holds, the usage file what the shim has counted. The difference is
-context, modules, what libraries take by other ways, and what a container hides by writing over its
-usage file. Both figures move while they are read, so tracked bytes are taken before and after the
-driver's, the larger counts, and of two successive differences the smaller one.
+modules, contexts that were made before their size was known, what libraries take by other ways, and
+what a container hides by writing over its usage file. Both figures move while they are read, so
+tracked bytes are taken before and after the driver's, the larger counts, and of two successive
+differences the smaller one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ class ProcessBytes:
     driver_bytes: int
     tracked_bytes: int | None
     """By its own slot; None: it has none."""
+    context_bytes: int = 0
+    """Of those, what was charged for contexts."""
 
 
 @dataclass(slots=True)
@@ -37,6 +40,8 @@ class UntrackedMeter:
     strangers: int = 0
     """Processes that hold memory and have had no slot, two looks in a row."""
     processes: int = 0
+    _unknown_contexts: int = 0
+    """Processes whose context was not charged."""
     _previous: int = 0
     _previous_strangers: int = 0
 
@@ -52,6 +57,7 @@ class UntrackedMeter:
         """
         met = list(processes)
         self.processes = len(met)
+        self._unknown_contexts = sum(process.context_bytes == 0 for process in met)
         held = sum(process.driver_bytes for process in met)
         now = held - max(before_bytes, after_bytes)
         now = now if now > SLACK_BYTES * len(met) else 0
@@ -64,8 +70,8 @@ class UntrackedMeter:
         self._learn(met)
 
     def excess_bytes(self) -> int:
-        """What is untracked beyond a context for each process."""
-        return max(self.untracked_bytes - self.context_bytes * self.processes, 0)
+        """What is untracked beyond a context for each process that was not charged for one."""
+        return max(self.untracked_bytes - self.context_bytes * self._unknown_contexts, 0)
 
     def _learn(self, processes: Iterable[ProcessBytes]) -> None:
         """A process that holds nothing but its context shows what that takes: the least counts.
@@ -75,7 +81,7 @@ class UntrackedMeter:
         bare = [
             process.driver_bytes
             for process in processes
-            if process.tracked_bytes in (0, self.context_bytes) and process.driver_bytes
+            if process.tracked_bytes == process.context_bytes and process.driver_bytes
         ]
         if not bare or min(bare) > CONTEXT_MAX_BYTES:
             return

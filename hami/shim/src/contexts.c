@@ -1,4 +1,7 @@
-/* contexts.c: a context takes its memory with it. Discharge what was charged to a destroyed one.
+/* contexts.c: a context takes memory itself, and takes with it what was charged to it.
+ *
+ * What it takes itself the agent has learnt from the driver and written into the control file. It is
+ * announced before the driver makes the context, and stands in the table of pointers like the rest.
  *
  * The entries are out of the table while the driver works: should another thread get an address of
  * the dying context anew, its entry is not among them. If the context lives on they are put back.
@@ -48,11 +51,12 @@ static struct taken take(CUcontext context)
     return taken;
 }
 
-static void settle(struct taken *taken, bool destroyed)
+/* `alive`: its memory is gone, but the context itself is not. */
+static void settle(struct taken *taken, bool destroyed, bool alive)
 {
     struct hami_pointer stale;
     for (size_t i = 0; i < taken->count; i++)
-        if (destroyed)
+        if (destroyed && !(alive && hami_pointer_is_context(&taken->pointers[i])))
             hami_pointer_gone(&taken->pointers[i]);
         else
             hami_pointers_put(&taken->pointers[i], &stale);
@@ -88,11 +92,100 @@ static CUcontext primary_of(CUdevice ordinal)
     return context;
 }
 
+struct charge {
+    int device; /* region index; HAMI_UNLISTED: nothing is charged */
+    uint64_t bytes;
+};
+
+/* Announce a context. Not CUDA_SUCCESS: give that to the program. */
+static CUresult begin(struct charge *charge, CUdevice ordinal)
+{
+    *charge = (struct charge){.device = HAMI_UNLISTED};
+    const int device = hami_start() == HAMI_ENFORCING ? hami_device_of_ordinal(ordinal) : HAMI_UNLISTED;
+    if (device == HAMI_UNLISTED)
+        return CUDA_SUCCESS;
+    charge->bytes = atomic_load(&hami_region()->control->devices[device].context_bytes);
+    if (charge->bytes == 0) /* not known yet; the agent will see what it takes */
+        return CUDA_SUCCESS;
+    if (hami_charge((unsigned)device, charge->bytes) != 0)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    charge->device = device;
+    return CUDA_SUCCESS;
+}
+
+/* Where it cannot be remembered it stays charged. */
+static CUresult finish(const struct charge *charge, CUresult result, const CUcontext *context)
+{
+    struct hami_pointer stale = {.address = 0};
+    if (charge->device == HAMI_UNLISTED)
+        return result;
+    const unsigned device = (unsigned)charge->device;
+    if (result != CUDA_SUCCESS) {
+        hami_limits_withdraw(hami_region(), device, charge->bytes);
+        return result;
+    }
+    const struct hami_pointer pointer = {(uint64_t)*context, charge->bytes, device, *context};
+    hami_limits_commit(hami_region(), device, charge->bytes);
+    hami_limits_note_context(hami_region(), device, charge->bytes);
+    if (hami_pointers_put(&pointer, &stale) && stale.address != 0)
+        hami_pointer_gone(&stale); /* two threads may have activated the same primary context */
+    return CUDA_SUCCESS;
+}
+
+HAMI_EXPORT CUresult cuCtxCreate(CUcontext *context, unsigned int flags, CUdevice ordinal)
+{
+    struct charge charge;
+    const CUresult result = begin(&charge, ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return finish(&charge, HAMI_CUDA(cuCtxCreate, context, flags, ordinal), context);
+}
+
+HAMI_EXPORT CUresult cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice ordinal)
+{
+    struct charge charge;
+    const CUresult result = begin(&charge, ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return finish(&charge, HAMI_CUDA(cuCtxCreate_v2, context, flags, ordinal), context);
+}
+
+HAMI_EXPORT CUresult cuCtxCreate_v3(CUcontext *context, CUexecAffinityParam *affinity, int count,
+                                    unsigned int flags, CUdevice ordinal)
+{
+    struct charge charge;
+    const CUresult result = begin(&charge, ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return finish(&charge, HAMI_CUDA(cuCtxCreate_v3, context, affinity, count, flags, ordinal), context);
+}
+
+HAMI_EXPORT CUresult cuCtxCreate_v4(CUcontext *context, CUctxCreateParams *wanted, unsigned int flags,
+                                    CUdevice ordinal)
+{
+    struct charge charge;
+    const CUresult result = begin(&charge, ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return finish(&charge, HAMI_CUDA(cuCtxCreate_v4, context, wanted, flags, ordinal), context);
+}
+
+HAMI_EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice ordinal)
+{
+    struct charge charge = {.device = HAMI_UNLISTED};
+    CUresult result = CUDA_SUCCESS;
+    if (hami_start() == HAMI_ENFORCING && !primary_is_active(ordinal))
+        result = begin(&charge, ordinal);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return finish(&charge, HAMI_CUDA(cuDevicePrimaryCtxRetain, context, ordinal), context);
+}
+
 HAMI_EXPORT CUresult cuCtxDestroy_v2(CUcontext context)
 {
     struct taken taken = take(context);
     const CUresult result = HAMI_CUDA(cuCtxDestroy_v2, context);
-    settle(&taken, result == CUDA_SUCCESS);
+    settle(&taken, result == CUDA_SUCCESS, false);
     return result;
 }
 
@@ -100,7 +193,7 @@ HAMI_EXPORT CUresult cuCtxDestroy(CUcontext context)
 {
     struct taken taken = take(context);
     const CUresult result = HAMI_CUDA(cuCtxDestroy, context);
-    settle(&taken, result == CUDA_SUCCESS);
+    settle(&taken, result == CUDA_SUCCESS, false);
     return result;
 }
 
@@ -108,7 +201,7 @@ HAMI_EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice ordinal)
 {
     struct taken taken = take(primary_of(ordinal));
     const CUresult result = HAMI_CUDA(cuDevicePrimaryCtxRelease_v2, ordinal);
-    settle(&taken, result == CUDA_SUCCESS && !primary_is_active(ordinal));
+    settle(&taken, result == CUDA_SUCCESS && !primary_is_active(ordinal), false);
     return result;
 }
 
@@ -116,7 +209,7 @@ HAMI_EXPORT CUresult cuDevicePrimaryCtxRelease(CUdevice ordinal)
 {
     struct taken taken = take(primary_of(ordinal));
     const CUresult result = HAMI_CUDA(cuDevicePrimaryCtxRelease, ordinal);
-    settle(&taken, result == CUDA_SUCCESS && !primary_is_active(ordinal));
+    settle(&taken, result == CUDA_SUCCESS && !primary_is_active(ordinal), false);
     return result;
 }
 
@@ -124,7 +217,7 @@ HAMI_EXPORT CUresult cuDevicePrimaryCtxReset_v2(CUdevice ordinal)
 {
     struct taken taken = take(primary_of(ordinal));
     const CUresult result = HAMI_CUDA(cuDevicePrimaryCtxReset_v2, ordinal);
-    settle(&taken, result == CUDA_SUCCESS);
+    settle(&taken, result == CUDA_SUCCESS, primary_is_active(ordinal));
     return result;
 }
 
@@ -132,6 +225,6 @@ HAMI_EXPORT CUresult cuDevicePrimaryCtxReset(CUdevice ordinal)
 {
     struct taken taken = take(primary_of(ordinal));
     const CUresult result = HAMI_CUDA(cuDevicePrimaryCtxReset, ordinal);
-    settle(&taken, result == CUDA_SUCCESS);
+    settle(&taken, result == CUDA_SUCCESS, primary_is_active(ordinal));
     return result;
 }

@@ -13,6 +13,8 @@ typedef unsigned int CUdeviceptr_v1; /* before CUDA 3.2 */
 typedef struct {
     unsigned char bytes[16];
 } CUuuid;
+typedef struct CUexecAffinityParam_st CUexecAffinityParam; /* only passed on */
+typedef struct CUctxCreateParams_st CUctxCreateParams;
 
 typedef void *CUstream; /* opaque handles: only passed on and compared */
 typedef void *CUevent;

@@ -239,6 +239,11 @@ void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t
     atomic_fetch_sub(&row_of(region, device)->used_bytes, bytes);
 }
 
+void hami_limits_note_context(struct hami_region *region, unsigned device, uint64_t change)
+{
+    atomic_fetch_add(&row_of(region, device)->context_bytes, change);
+}
+
 uint64_t hami_limits_memory(const struct hami_region *region, unsigned device)
 {
     return atomic_load_explicit(&region->control->devices[device].memory_limit_bytes,

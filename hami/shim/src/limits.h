@@ -31,6 +31,9 @@ void hami_limits_impose(struct hami_region *region, unsigned device, uint64_t by
 /* Committed bytes were freed. */
 void hami_limits_discharge(struct hami_region *region, unsigned device, uint64_t bytes);
 
+/* Of the committed bytes, so many are a context's, or are no more (wraps: a difference). */
+void hami_limits_note_context(struct hami_region *region, unsigned device, uint64_t change);
+
 /* The device's limit now, HAMI_MEMORY_UNLIMITED where there is none. */
 uint64_t hami_limits_memory(const struct hami_region *region, unsigned device);
 

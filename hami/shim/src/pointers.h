@@ -17,6 +17,13 @@ struct hami_pointer {
     void *context;    /* the driver's handle; the memory dies with it */
 };
 
+/* An entry of what a context takes itself has the context's handle for an address: it goes with all
+ * that dies with the context. */
+static inline bool hami_pointer_is_context(const struct hami_pointer *pointer)
+{
+    return pointer->address == (uint64_t)pointer->context;
+}
+
 /* Remember the pointer. If the address was known (its memory went away unseen), the old entry is
  * replaced and returned in *stale, else stale->address is 0. False: no memory to remember it in. */
 bool hami_pointers_put(const struct hami_pointer *pointer, struct hami_pointer *stale);

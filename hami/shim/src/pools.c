@@ -381,6 +381,8 @@ void hami_pointer_gone(const struct hami_pointer *pointer)
     struct hami_pool *pool = pool_of(pointer);
     if (pool == NULL) {
         hami_limits_discharge(hami_region(), pointer->device, pointer->bytes);
+        if (hami_pointer_is_context(pointer))
+            hami_limits_note_context(hami_region(), pointer->device, -pointer->bytes);
         return;
     }
     const bool last = atomic_fetch_sub(&pool->pointers, 1) == 1;

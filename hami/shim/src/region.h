@@ -87,7 +87,8 @@ struct hami_usage_row { /* one device of one process; a cache line */
     _Atomic uint64_t pending_bytes; /* announced: asked of the driver, or about to be */
     _Atomic uint64_t spent_ns;      /* device time debited to the bucket */
     _Atomic uint64_t waited_ns;     /* time that its threads waited for the bucket */
-    uint64_t reserved[4];
+    _Atomic uint64_t context_bytes; /* of used_bytes: what was charged for contexts */
+    uint64_t reserved[3];
 };
 
 struct hami_slot {
@@ -170,6 +171,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "wire format");
     X(hami_usage_row, pending_bytes)                                                               \
     X(hami_usage_row, spent_ns)                                                                    \
     X(hami_usage_row, waited_ns)                                                                   \
+    X(hami_usage_row, context_bytes)                                                               \
     X(hami_usage_row, reserved)                                                                    \
     X(hami_slot, owner)                                                                            \
     X(hami_slot, pid)                                                                              \

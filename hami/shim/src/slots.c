@@ -29,6 +29,7 @@ static void empty(struct hami_slot *slot)
         atomic_store(&slot->rows[device].used_bytes, 0);
         atomic_store(&slot->rows[device].spent_ns, 0);
         atomic_store(&slot->rows[device].waited_ns, 0);
+        atomic_store(&slot->rows[device].context_bytes, 0);
     }
     atomic_store(&slot->pid, 0);
     atomic_store(&slot->host_pid, 0);

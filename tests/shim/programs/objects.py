@@ -55,6 +55,54 @@ def info() -> tuple[int, ...]:
     return result, free.value, total.value
 
 
+def context(version: int = 2) -> tuple[int, ...]:
+    made = c_void_p()
+    if version == 2:
+        result = CUDA.cuCtxCreate_v2(ctypes.byref(made), 0, 0)
+    elif version == 3:
+        result = CUDA.cuCtxCreate_v3(ctypes.byref(made), None, 0, 0, 0)
+    else:
+        result = CUDA.cuCtxCreate_v4(ctypes.byref(made), None, 0, 0)
+    return result, made.value or 0
+
+
+def destroy(made: int) -> tuple[int, ...]:
+    return (CUDA.cuCtxDestroy_v2(c_void_p(made)),)
+
+
+def primary() -> tuple[int, ...]:
+    made = c_void_p()
+    return CUDA.cuDevicePrimaryCtxRetain(ctypes.byref(made), 0), made.value or 0
+
+
+def unprimary() -> tuple[int, ...]:
+    return (CUDA.cuDevicePrimaryCtxRelease_v2(0),)
+
+
+def reset() -> tuple[int, ...]:
+    return (CUDA.cuDevicePrimaryCtxReset_v2(0),)
+
+
+def crowd(rounds: int, threads: int) -> tuple[int, ...]:
+    """Threads that retain and release the primary context at once."""
+
+    def work() -> None:
+        for _ in range(rounds):
+            assert primary()[0] == 0
+            assert unprimary() == (0,)
+
+    together(work, threads)
+    return (0,)
+
+
+def together(work: Callable[[], None], threads: int) -> None:
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def alloc(size: int) -> tuple[int, ...]:
     address = c_uint64()
     return CUDA.cuMemAlloc_v2(ctypes.byref(address), c_size_t(size)), address.value

@@ -195,6 +195,20 @@ CUresult cuCtxCreate_v2(CUcontext *context, unsigned int flags, CUdevice device)
     return cuCtxPushCurrent_v2(fresh);
 }
 
+CUresult cuCtxCreate_v3(CUcontext *context, void *affinity, int count, unsigned int flags, CUdevice device)
+{
+    if (affinity != NULL || count != 0) /* execution affinity is MPS's */
+        return CUDA_ERROR_NOT_SUPPORTED;
+    return cuCtxCreate_v2(context, flags, device);
+}
+
+CUresult cuCtxCreate_v4(CUcontext *context, void *wanted, unsigned int flags, CUdevice device)
+{
+    if (wanted != NULL)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    return cuCtxCreate_v2(context, flags, device);
+}
+
 CUresult cuCtxDestroy_v2(CUcontext context)
 {
     bool found = false;
