@@ -57,6 +57,47 @@ typedef struct {
     unsigned char reserved[56];
 } CUmemPoolProps;
 
+typedef void *CUarray;
+typedef void *CUmipmappedArray;
+typedef void *CUexternalMemory;
+typedef struct {
+    size_t width, height;
+    int format;
+    unsigned int channels;
+} CUDA_ARRAY_DESCRIPTOR;
+typedef struct {
+    unsigned int width, height;
+    int format;
+    unsigned int channels;
+} CUDA_ARRAY_DESCRIPTOR_v1;
+typedef struct {
+    size_t width, height, depth;
+    int format;
+    unsigned int channels, flags;
+} CUDA_ARRAY3D_DESCRIPTOR;
+typedef struct {
+    unsigned int width, height, depth;
+    int format;
+    unsigned int channels, flags;
+} CUDA_ARRAY3D_DESCRIPTOR_v1;
+typedef struct {
+    size_t bytes, alignment;
+    unsigned int reserved[4];
+} CUDA_ARRAY_MEMORY_REQUIREMENTS;
+typedef struct {
+    int type;
+    void *handle[2];
+    unsigned long long bytes;
+    unsigned int flags, reserved[16];
+} CUDA_EXTERNAL_MEMORY_HANDLE_DESC;
+
+enum {
+    CUDA_ARRAY3D_LAYERED = 0x01,
+    CUDA_ARRAY3D_CUBEMAP = 0x04,
+    CUDA_ARRAY3D_SPARSE = 0x40,
+    CUDA_ARRAY3D_DEFERRED_MAPPING = 0x80,
+};
+
 typedef uint64_t CUmemGenericAllocationHandle;
 typedef struct {
     int type, handle_types;

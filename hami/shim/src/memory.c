@@ -15,19 +15,11 @@
 
 #define PITCH_ALIGNMENT 512 /* what drivers round a row up to; a coarser one is charged afterwards */
 
-struct charge {
-    int device; /* region index; HAMI_UNLISTED: nothing is charged */
-    uint64_t bytes;
-    CUcontext context;
-    CUdevice ordinal;
-};
-
-/* Announce `bytes` on the current context's device. Not CUDA_SUCCESS: give that to the program. */
-static CUresult begin(struct charge *charge, uint64_t bytes)
+CUresult hami_allocation_begin(struct hami_allocation *charge, uint64_t bytes)
 {
     const enum hami_attachment attachment = hami_start();
     CUdevice ordinal = 0;
-    *charge = (struct charge){.device = HAMI_UNLISTED, .bytes = bytes};
+    *charge = (struct hami_allocation){.device = HAMI_UNLISTED, .bytes = bytes};
     if (attachment == HAMI_INERT)
         return CUDA_SUCCESS;
     const CUresult result = HAMI_CUDA(cuCtxGetDevice, &ordinal);
@@ -45,7 +37,7 @@ static CUresult begin(struct charge *charge, uint64_t bytes)
 }
 
 /* Whether device memory is short within the limit, and something else may take its place. */
-static bool is_short(const struct charge *charge, CUresult result)
+static bool is_short(const struct hami_allocation *charge, CUresult result)
 {
     return __builtin_expect(result == CUDA_ERROR_OUT_OF_MEMORY, 0) && charge->device != HAMI_UNLISTED &&
            hami_may_oversubscribe();
@@ -53,19 +45,18 @@ static bool is_short(const struct charge *charge, CUresult result)
 
 /* The memory does not fit after all, or could not be remembered: free it, and only then let its charge
  * of `announced` bytes go. What the driver does not take back stays charged. */
-static CUresult give_back(const struct charge *charge, CUdeviceptr address, uint64_t announced)
+static CUresult give_back(const struct hami_allocation *charge, uint64_t key, uint64_t announced,
+                          CUresult (*undo)(uint64_t key))
 {
-    if (HAMI_CUDA(cuMemFree_v2, address) == CUDA_SUCCESS)
+    if (undo(key) == CUDA_SUCCESS)
         hami_limits_withdraw(hami_region(), (unsigned)charge->device, announced);
     else
         hami_limits_commit(hami_region(), (unsigned)charge->device, announced);
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-/* Settle the charge by what the driver did; `bytes` were really allocated at `address`. Returns what
- * the program gets. */
-static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr address,
-                       uint64_t bytes)
+CUresult hami_allocation_finish(const struct hami_allocation *charge, CUresult result, uint64_t key,
+                                uint64_t bytes, CUresult (*undo)(uint64_t key))
 {
     struct hami_pointer stale;
     if (charge->device == HAMI_UNLISTED)
@@ -73,21 +64,32 @@ static CUresult finish(const struct charge *charge, CUresult result, CUdeviceptr
     struct hami_region *region = hami_region();
     const unsigned device = (unsigned)charge->device;
     const uint64_t more = bytes > charge->bytes ? bytes - charge->bytes : 0;
-    const struct hami_pointer pointer = {address, bytes, device, charge->context};
+    const struct hami_pointer pointer = {key, bytes, device, charge->context};
     if (result != CUDA_SUCCESS) {
         hami_limits_withdraw(region, device, charge->bytes);
         return result;
     }
     if (more != 0 && hami_limits_charge(region, device, more) != 0)
-        return give_back(charge, address, charge->bytes);
+        return give_back(charge, key, charge->bytes, undo);
     if (!hami_pointers_put(&pointer, &stale))
-        return give_back(charge, address, charge->bytes + more);
+        return give_back(charge, key, charge->bytes + more, undo);
     hami_limits_commit(region, device, bytes);
     if (charge->bytes + more != bytes)
         hami_limits_withdraw(region, device, charge->bytes + more - bytes);
     if (stale.address != 0) /* the driver gives the address anew, so its old memory is gone */
         hami_pointer_gone(&stale);
     return CUDA_SUCCESS;
+}
+
+static CUresult free_again(uint64_t address)
+{
+    return HAMI_CUDA(cuMemFree_v2, address);
+}
+
+static CUresult finish(const struct hami_allocation *charge, CUresult result, CUdeviceptr address,
+                       uint64_t bytes)
+{
+    return hami_allocation_finish(charge, result, address, bytes, free_again);
 }
 
 static uint64_t pitched_bytes(uint64_t width, uint64_t height)
@@ -120,8 +122,8 @@ CUresult hami_free_finish(const struct hami_release *release, CUresult result)
 
 HAMI_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
 {
-    struct charge charge;
-    CUresult result = begin(&charge, bytes);
+    struct hami_allocation charge;
+    CUresult result = hami_allocation_begin(&charge, bytes);
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAlloc_v2, address, bytes);
@@ -134,8 +136,8 @@ HAMI_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
 
 HAMI_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *address, unsigned int bytes)
 {
-    struct charge charge;
-    CUresult result = begin(&charge, bytes);
+    struct hami_allocation charge;
+    CUresult result = hami_allocation_begin(&charge, bytes);
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAlloc, address, bytes);
@@ -144,8 +146,8 @@ HAMI_EXPORT CUresult cuMemAlloc(CUdeviceptr_v1 *address, unsigned int bytes)
 
 HAMI_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsigned int flags)
 {
-    struct charge charge;
-    CUresult result = begin(&charge, bytes);
+    struct hami_allocation charge;
+    CUresult result = hami_allocation_begin(&charge, bytes);
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAllocManaged, address, bytes, flags);
@@ -155,8 +157,8 @@ HAMI_EXPORT CUresult cuMemAllocManaged(CUdeviceptr *address, size_t bytes, unsig
 HAMI_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width,
                                         size_t height, unsigned int element)
 {
-    struct charge charge;
-    CUresult result = begin(&charge, pitched_bytes(width, height));
+    struct hami_allocation charge;
+    CUresult result = hami_allocation_begin(&charge, pitched_bytes(width, height));
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAllocPitch_v2, address, pitch, width, height, element);
@@ -171,8 +173,8 @@ HAMI_EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, siz
 HAMI_EXPORT CUresult cuMemAllocPitch(CUdeviceptr_v1 *address, unsigned int *pitch, unsigned int width,
                                      unsigned int height, unsigned int element)
 {
-    struct charge charge;
-    CUresult result = begin(&charge, pitched_bytes(width, height));
+    struct hami_allocation charge;
+    CUresult result = hami_allocation_begin(&charge, pitched_bytes(width, height));
     if (result != CUDA_SUCCESS)
         return result;
     result = HAMI_CUDA(cuMemAllocPitch, address, pitch, width, height, element);

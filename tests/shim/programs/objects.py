@@ -34,6 +34,42 @@ class Wanted(ctypes.Structure):
     )
 
 
+class Described(ctypes.Structure):
+    """CUDA_ARRAY3D_DESCRIPTOR."""
+
+    _fields_ = (
+        ("width", c_size_t),
+        ("height", c_size_t),
+        ("depth", c_size_t),
+        ("format", c_int),
+        ("channels", ctypes.c_uint),
+        ("flags", ctypes.c_uint),
+    )
+
+
+class Described2(ctypes.Structure):
+    """CUDA_ARRAY_DESCRIPTOR."""
+
+    _fields_ = (
+        ("width", c_size_t),
+        ("height", c_size_t),
+        ("format", c_int),
+        ("channels", ctypes.c_uint),
+    )
+
+
+class Foreign(ctypes.Structure):
+    """CUDA_EXTERNAL_MEMORY_HANDLE_DESC."""
+
+    _fields_ = (
+        ("type", c_int),
+        ("handle", c_longlong * 2),
+        ("size", c_ulonglong),
+        ("flags", ctypes.c_uint),
+        ("reserved", ctypes.c_uint * 16),
+    )
+
+
 class Access(ctypes.Structure):
     _fields_ = (("location", Location), ("flags", c_int))
 
@@ -81,6 +117,49 @@ def unprimary() -> tuple[int, ...]:
 
 def reset() -> tuple[int, ...]:
     return (CUDA.cuDevicePrimaryCtxReset_v2(0),)
+
+
+FLOAT = 0x20
+
+
+def array(width: int, height: int, depth: int, flags: int = 0) -> tuple[int, ...]:
+    made, described = c_void_p(), Described(width, height, depth, FLOAT, 4, flags)
+    return CUDA.cuArray3DCreate_v2(ctypes.byref(made), ctypes.byref(described)), made.value or 0
+
+
+def array2(width: int, height: int) -> tuple[int, ...]:
+    made, described = c_void_p(), Described2(width, height, FLOAT, 4)
+    return CUDA.cuArrayCreate_v2(ctypes.byref(made), ctypes.byref(described)), made.value or 0
+
+
+def mipmap(width: int, height: int, levels: int) -> tuple[int, ...]:
+    made, described = c_void_p(), Described(width, height, 0, FLOAT, 4, 0)
+    result = CUDA.cuMipmappedArrayCreate(ctypes.byref(made), ctypes.byref(described), levels)
+    return result, made.value or 0
+
+
+def unarray(made: int) -> tuple[int, ...]:
+    return (CUDA.cuArrayDestroy(c_void_p(made)),)
+
+
+def unmipmap(made: int) -> tuple[int, ...]:
+    return (CUDA.cuMipmappedArrayDestroy(c_void_p(made)),)
+
+
+def foreign(size: int, claimed: int) -> tuple[int, ...]:
+    """Import a file of so many bytes as memory of another interface, of so many as is claimed."""
+    file = os.memfd_create("foreign")
+    os.truncate(file, size)
+    made, wanted = c_void_p(), Foreign(type=1, size=claimed)
+    ctypes.memmove(ctypes.byref(wanted, Foreign.handle.offset), ctypes.byref(c_int(file)), 4)
+    result = CUDA.cuImportExternalMemory(ctypes.byref(made), ctypes.byref(wanted))
+    if result:
+        os.close(file)
+    return result, made.value or 0
+
+
+def unforeign(made: int) -> tuple[int, ...]:
+    return (CUDA.cuDestroyExternalMemory(c_void_p(made)),)
 
 
 def crowd(rounds: int, threads: int) -> tuple[int, ...]:

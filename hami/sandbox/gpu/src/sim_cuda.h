@@ -116,6 +116,7 @@ void sim_context_after_fork(void);
 void sim_memory_after_fork(void);
 void sim_pools_after_fork(void);
 void sim_vmm_after_fork(void);
+void sim_arrays_after_fork(void);
 void sim_addresses_after_fork(void);
 void sim_late_frees_after_fork(void);
 

@@ -50,6 +50,7 @@ static void after_fork_in_child(void)
     sim_memory_after_fork();
     sim_pools_after_fork();
     sim_vmm_after_fork();
+    sim_arrays_after_fork();
     sim_late_frees_after_fork();
     sim_graph_memory_after_fork();
     sim_host_after_fork();

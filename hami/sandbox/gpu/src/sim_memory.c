@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "sim_array.h"
 #include "sim_memory.h"
 #include "sim_vmm.h"
 
@@ -140,6 +141,7 @@ void sim_free_context_memory(CUcontext context)
 {
     sim_late_frees_run(context);
     hami_pointers_take_context(context, release, NULL);
+    sim_arrays_drop(context);
     sim_pools_drop_unused(context->gpu);
     sim_graph_memory_drop_unused(context->gpu);
 }

@@ -5,6 +5,9 @@
 typedef struct {
     char reserved[64];
 } CUipcMemHandle;
+typedef struct sim_array *CUarray; /* one kind of handle, told apart by what it is for */
+typedef struct sim_array *CUmipmappedArray;
+typedef struct sim_array *CUexternalMemory;
 typedef void (*CUhostFn)(void *argument);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *argument);
 typedef size_t (*CUoccupancyB2DSize)(int block_size);
@@ -164,6 +167,40 @@ typedef struct sim_dev_resource {
     struct sim_dev_resource *nextResource;
 } CUdevResource;
 
+typedef struct {
+    size_t Width, Height;
+    int Format;
+    unsigned int NumChannels;
+} CUDA_ARRAY_DESCRIPTOR;
+
+typedef struct {
+    size_t Width, Height, Depth;
+    int Format;
+    unsigned int NumChannels, Flags;
+} CUDA_ARRAY3D_DESCRIPTOR;
+
+typedef struct {
+    size_t size, alignment;
+    unsigned int reserved[4];
+} CUDA_ARRAY_MEMORY_REQUIREMENTS;
+
+typedef struct {
+    int type;
+    union {
+        int fd;
+        struct {
+            void *handle;
+            const void *name;
+        } win32;
+    } handle;
+    unsigned long long size;
+    unsigned int flags;
+    unsigned int reserved[16];
+} CUDA_EXTERNAL_MEMORY_HANDLE_DESC;
+
+_Static_assert(sizeof(CUDA_ARRAY3D_DESCRIPTOR) == 40, "ABI");
+_Static_assert(sizeof(CUDA_ARRAY_MEMORY_REQUIREMENTS) == 32, "ABI");
+_Static_assert(sizeof(CUDA_EXTERNAL_MEMORY_HANDLE_DESC) == 104, "ABI");
 _Static_assert(sizeof(CUlaunchAttribute) == 72, "ABI");
 _Static_assert(sizeof(CUlaunchConfig) == 56, "ABI");
 _Static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v1) == 56, "ABI");
