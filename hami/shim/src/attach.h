@@ -37,6 +37,9 @@ unsigned hami_region_device_count(const struct hami_region *region);
  * are nobody could not tell their slots apart. */
 void hami_slot_claim(struct hami_region *region);
 
+/* Whether a living slot's owner has that pid, as it sees itself or as the host does. */
+bool hami_slots_know(const struct hami_region *region, int32_t pid);
+
 /* Take over and empty the slots of dead processes that hold charges. Returns how many. */
 int hami_slots_reclaim(struct hami_region *region);
 

@@ -92,6 +92,20 @@ static int reclaim_if(struct hami_region *region,
     return reclaimed;
 }
 
+bool hami_slots_know(const struct hami_region *region, int32_t pid)
+{
+    for (int word = 0; word < HAMI_SLOTS / 64; word++) {
+        uint64_t bits = atomic_load(&region->usage->active[word]);
+        for (; bits != 0; bits &= bits - 1) {
+            const struct hami_slot *slot = &region->usage->slots[word * 64 + __builtin_ctzll(bits)];
+            if (atomic_load(&slot->owner) != 0 &&
+                (atomic_load(&slot->pid) == pid || atomic_load(&slot->host_pid) == pid))
+                return pid != 0;
+        }
+    }
+    return false;
+}
+
 int hami_slots_reclaim(struct hami_region *region)
 {
     return reclaim_if(region, hami_process_is_dead);

@@ -182,6 +182,33 @@ def together(work: Callable[[], None], threads: int) -> None:
         worker.join()
 
 
+class Process1(ctypes.Structure):
+    """nvmlProcessInfo_v1_t."""
+
+    _fields_ = (("pid", ctypes.c_uint), ("used", c_ulonglong))
+
+
+class Process2(ctypes.Structure):
+    """nvmlProcessInfo_v2_t, and of v3."""
+
+    _fields_ = (*Process1._fields_, ("instances", ctypes.c_uint * 2))
+
+
+def processes(version: int, room: int) -> tuple[int, ...]:
+    """The count, and pid and bytes of each that found room."""
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    device, count = c_void_p(), ctypes.c_uint(room)
+    nvml.nvmlInit_v2()
+    nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device))
+    suffix = f"_v{version}" if version > 1 else ""
+    found = ((Process1 if version == 1 else Process2) * max(room, 1))()
+    result = nvml[f"nvmlDeviceGetComputeRunningProcesses{suffix}"](
+        device, ctypes.byref(count), found if room else None
+    )
+    told = [(one.pid, one.used) for one in found[: min(count.value, room)]]
+    return result, count.value, *(number for one in told for number in one)
+
+
 def alloc(size: int) -> tuple[int, ...]:
     address = c_uint64()
     return CUDA.cuMemAlloc_v2(ctypes.byref(address), c_size_t(size)), address.value

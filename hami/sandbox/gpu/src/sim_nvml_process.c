@@ -72,6 +72,30 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t dev
     return list(device, count, infos, emit_v2);
 }
 
+/* Nobody draws, and there is no MPS server. */
+static nvmlReturn_t list_none(nvmlDevice_t device, unsigned int *count)
+{
+    unsigned gpu = 0;
+    const nvmlReturn_t result = sim_nvml_gpu(device, &gpu);
+    if (result == NVML_SUCCESS && count != NULL)
+        *count = 0;
+    return count != NULL ? result : NVML_ERROR_INVALID_ARGUMENT;
+}
+
+#define NOBODY(name, type)                                                                         \
+    SIM_EXPORT nvmlReturn_t name(nvmlDevice_t device, unsigned int *count, type *infos)            \
+    {                                                                                              \
+        (void)infos;                                                                               \
+        return list_none(device, count);                                                           \
+    }
+
+NOBODY(nvmlDeviceGetGraphicsRunningProcesses, nvmlProcessInfo_v1_t)
+NOBODY(nvmlDeviceGetGraphicsRunningProcesses_v2, nvmlProcessInfo_v2_t)
+NOBODY(nvmlDeviceGetGraphicsRunningProcesses_v3, nvmlProcessInfo_v2_t)
+NOBODY(nvmlDeviceGetMPSComputeRunningProcesses, nvmlProcessInfo_v1_t)
+NOBODY(nvmlDeviceGetMPSComputeRunningProcesses_v2, nvmlProcessInfo_v2_t)
+NOBODY(nvmlDeviceGetMPSComputeRunningProcesses_v3, nvmlProcessInfo_v2_t)
+
 /* The newest period whose sample may be seen. Brings the GPU's clock up to date: lock held. */
 static uint64_t last_period_locked(struct sim_node *node, unsigned gpu)
 {
