@@ -14,10 +14,11 @@ from typing import Final
 
 from hami.controllers.counters import ControllerCounters
 from hami.controllers.twins import Twins, keys_of_allocation
-from hami.core import codec, inventory, record
+from hami.core import codec, inventory, record, resize
 from hami.core.allocation import Allocation, BindPhase
 from hami.core.cache import AllocationCache, State
 from hami.core.codec_links import PairScores
+from hami.core.codec_resize import RESIZE_STATUS_KEY, number_of
 from hami.core.device import Device, VendorName
 from hami.core.objects import Node, Pod
 from hami.core.selectors import EVERYTHING, Selector
@@ -82,7 +83,11 @@ class PodHandler:
         if allocation is None:
             self._drop_unrecorded(pod)
             return
-        self._cache.confirm(allocation, init_done=record.init_done(pod))
+        self._cache.confirm(
+            resize.held(allocation, pod),
+            init_done=record.init_done(pod),
+            resizes=number_of(pod.annotations.get(RESIZE_STATUS_KEY, "")),
+        )
         if old is None or old.annotations != pod.annotations:
             self._tell_unknown(allocation)
         for problem in record.problems(pod, self._vendors):

@@ -28,6 +28,7 @@ from hami.core.codec_resize import (
     decode_resize,
     digest,
     encode_decision,
+    number_of,
 )
 from hami.core.objects import Pod
 from hami.core.vendor import VendorTable
@@ -164,35 +165,60 @@ class Resizer:
             return
         done = record.init_done(pod)
         generation = self._cache.table.generation(before.node)
+        now = resize.held(before, pod)
+        number = number_of(pod.annotations.get(RESIZE_STATUS_KEY, ""))
         try:
             after = resize.resized(before, pod, decode_resize(text))
             if after != before:
-                expires_at = self._clock() + UNSEEN_SECONDS
-                self._cache.resize(after, expires_at=expires_at, init_done=done)
+                self._cache.resize(
+                    after,
+                    number=number + 1,
+                    expires_at=self._clock() + UNSEEN_SECONDS,
+                    init_done=done,
+                )
         except (UnfitError, CodecError) as error:
-            await self._deny(pod, str(error), generation, mandate)
+            await self._deny(
+                pod, str(error), generation, mandate, resize.shrinking(now, before, pod)
+            )
             return
         changes = resize.texts_of(pod, after, self._vendors)
-        answer = Decision(request=digest(text), state="accepted")
+        had = resize.shrinking(now, after, pod)
+        answer = Decision(request=digest(text), state="accepted", number=number + 1, had=had)
         crash_point("resize.before-patch")
         try:
             await self._write(pod, {**changes, RESIZE_STATUS_KEY: encode_decision(answer)}, mandate)
         except (ConflictError, NotFoundError, NotLeaderError):
-            self._cache.end_resize(before, init_done=done)  # surely not written
+            self._cache.end_resize(now, init_done=done)  # surely not written
             raise
         crash_point("resize.after-patch")
         self.on_delete(pod)
         log.info("pod_resized", pod=pod.key, uid=pod.metadata.uid, request=text[:200])
         self._recorder.record(ObjectRef.to(PODS, pod), "Resized", f"devices resized: {text[:500]}")
 
-    async def _deny(self, pod: Pod, reason: str, generation: int, mandate: Mandate) -> None:
+    async def _deny(
+        self,
+        pod: Pod,
+        reason: str,
+        generation: int,
+        mandate: Mandate,
+        had: dict[str, tuple[int, ...]],
+    ) -> None:
+        """Say why not; what earlier requests are still taking stays on record."""
         uid, text = pod.metadata.uid, pod.annotations[RESIZE_KEY]
         known = self._denied.get(uid)
         pause = RETRY_SECONDS if known is None else min(known.pause * 2, MAX_RETRY_SECONDS)
         self._denied[uid] = _Denied(
             text=text, generation=generation, pause=pause, not_before=self._clock() + pause
         )
-        answer = encode_decision(Decision(request=digest(text), state="denied", reason=reason))
+        answer = encode_decision(
+            Decision(
+                request=digest(text),
+                state="denied",
+                reason=reason,
+                number=number_of(pod.annotations.get(RESIZE_STATUS_KEY, "")),
+                had=had,
+            )
+        )
         if pod.annotations.get(RESIZE_STATUS_KEY) == answer:
             return
         await self._write(pod, {RESIZE_STATUS_KEY: answer}, mandate)
@@ -226,7 +252,8 @@ class Resizer:
             pod = by_uid.get(uid)
             before = record.allocation_of(pod, self._vendors) if pod is not None else None
             if pod is not None and before is not None:
-                self._cache.end_resize(before, init_done=record.init_done(pod))
+                held = resize.held(before, pod)
+                self._cache.end_resize(held, init_done=record.init_done(pod))
 
 
 def _may_be_resized(pod: Pod) -> bool:

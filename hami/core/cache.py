@@ -60,6 +60,7 @@ class _Resize:
 
     allocation: Allocation
     expires_at: float
+    number: int
 
 
 class AllocationCache:
@@ -158,24 +159,37 @@ class AllocationCache:
         self._require_room(allocation, current)
         self._put(allocation, State.RESERVED, expires_at=expires_at, request=request)
 
-    def confirm(self, allocation: Allocation, *, init_done: bool = False) -> None:
+    def confirm(self, allocation: Allocation, *, init_done: bool = False, resizes: int = 0) -> None:
         """The API server shows the pod bound with these devices: count exactly that. Idempotent.
 
         That is the truth, whatever a quota says. While a resize is being written, what it needs is
         counted as well, until the watch shows it.
+
+        Args:
+            allocation: What the pod holds.
+            init_done: Whether its init containers hold nothing any more.
+            resizes: How many requests for other amounts the pod shows as accepted.
         """
         coming = self._resizes.get(allocation.uid)
-        if coming is not None and coming.allocation.containers == allocation.containers:
+        if coming is not None and coming.number <= resizes:
             del self._resizes[allocation.uid]
         elif coming is not None:
             allocation = resize.larger(allocation, coming.allocation)
         self._put(allocation, State.CONFIRMED, expires_at=None, init_done=init_done)
 
-    def resize(self, allocation: Allocation, *, expires_at: float, init_done: bool = False) -> None:
+    def resize(
+        self,
+        allocation: Allocation,
+        *,
+        number: int,
+        expires_at: float,
+        init_done: bool = False,
+    ) -> None:
         """Keep room for other amounts of a bound pod's devices, until the watch shows them.
 
         Args:
             allocation: What the pod is to have, of the same devices.
+            number: Of the decision, by which ``confirm`` will know it.
             expires_at: When to give up if that never happens.
             init_done: Whether its init containers hold nothing any more.
 
@@ -193,7 +207,7 @@ class AllocationCache:
         resize.check_room(self.table, allocation.node, current.charges, charges)
         if wanted.containers != current.allocation.containers:  # something grows
             self._require_room(wanted, current)
-        self._resizes[uid] = _Resize(allocation=allocation, expires_at=expires_at)
+        self._resizes[uid] = _Resize(allocation=allocation, expires_at=expires_at, number=number)
         self._put(wanted, State.CONFIRMED, expires_at=None, init_done=init_done)
 
     def end_resize(self, allocation: Allocation, *, init_done: bool = False) -> None:

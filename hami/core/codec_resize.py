@@ -40,6 +40,10 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which one it answers: ``digest`` of its text."""
     state: Literal["accepted", "denied"]
     reason: str = ""
+    number: int = 0
+    """How many requests of the pod were accepted so far."""
+    had: dict[str, tuple[int, ...]] = {}  # msgspec copies it for each
+    """By container that shrinks, MiB of each of its devices until now: what it may still hold."""
 
 
 class Applied(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,12 +51,15 @@ class Applied(msgspec.Struct, frozen=True, omit_defaults=True):
 
     gpumem: int
     gpucores: int
+    number: int = 0
+    """Of the decision that is in force."""
     blocked: int = 0
     """MiB in use beyond the limit, on the worst device: nothing more is granted until they go."""
 
 
 _REQUEST: Final = msgspec.json.Decoder(dict[str, Wanted])
 _DECISION: Final = msgspec.json.Decoder(Decision)
+_APPLIED: Final = msgspec.json.Decoder(dict[str, Applied])
 
 
 def digest(text: str) -> str:
@@ -85,9 +92,23 @@ def decode_decision(text: str) -> Decision | None:
         return None
 
 
+def number_of(text: str) -> int:
+    """How many requests were accepted, as a decision says; 0 where there is none."""
+    decision = decode_decision(text)
+    return decision.number if decision is not None else 0
+
+
 def encode_decision(decision: Decision) -> str:
     """The same text for the same decision."""
     return wire.encode(decision)
+
+
+def decode_applied(text: str) -> dict[str, Applied]:
+    """What is in force, by container; empty where that cannot be read."""
+    try:
+        return _APPLIED.decode(text) if text else {}
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        return {}
 
 
 def encode_applied(applied: Mapping[str, Applied]) -> str:

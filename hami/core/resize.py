@@ -12,7 +12,14 @@ from hami.core.codec_enforcement import (
     SHIM,
     decode_enforcement_status,
 )
-from hami.core.codec_resize import Wanted
+from hami.core.codec_resize import (
+    RESIZE_APPLIED_KEY,
+    RESIZE_STATUS_KEY,
+    Applied,
+    Wanted,
+    decode_applied,
+    decode_decision,
+)
 from hami.core.device import DeviceUuid, VendorName
 from hami.core.objects import Pod
 from hami.core.quantity import MiB, Percent
@@ -54,6 +61,46 @@ def resized(allocation: Allocation, pod: Pod, wanted: Mapping[str, Wanted]) -> A
             for device in devices
         )
     return replace(allocation, containers=tuple(changed))
+
+
+def held(allocation: Allocation, pod: Pod) -> Allocation:
+    """The pod's allocation with what its containers may still hold of what they had.
+
+    Memory that a shrink takes is not free before the agent says that the new limit is in force, nor
+    while processes use more than that: until then it must not be promised to anybody. No container
+    counts for more than it had, whatever it writes.
+    """
+    decision = decode_decision(pod.annotations.get(RESIZE_STATUS_KEY, ""))
+    if decision is None or not decision.had:
+        return allocation
+    applied = decode_applied(pod.annotations.get(RESIZE_APPLIED_KEY, ""))
+    changed = list(allocation.containers)
+    for index, (container, _) in enumerate(pod.containers()):
+        before = decision.had.get(container.name, ())
+        if index < len(changed) and len(before) == len(changed[index]):
+            said = applied.get(container.name)
+            if said is not None and said.number != decision.number:
+                said = None
+            changed[index] = tuple(
+                replace(device, memory=_may_hold(device.memory, MiB(most), said))
+                for device, most in zip(changed[index], before, strict=True)
+            )
+    return replace(allocation, containers=tuple(changed))
+
+
+def _may_hold(limit: MiB, most: MiB, in_force: Applied | None) -> MiB:
+    held = most if in_force is None else min(most, limit + max(in_force.blocked, 0))
+    return MiB(max(limit, held))
+
+
+def shrinking(now: Allocation, after: Allocation, pod: Pod) -> dict[str, tuple[int, ...]]:
+    """Of the containers that are to have less memory than they hold ``now``, what that is."""
+    names = [container.name for container, _ in pod.containers()]
+    return {
+        name: tuple(device.memory for device in mine)
+        for name, mine, yours in zip(names, now.containers, after.containers, strict=False)
+        if any(a.memory > b.memory for a, b in zip(mine, yours, strict=True))
+    }
 
 
 def larger(one: Allocation, other: Allocation) -> Allocation:

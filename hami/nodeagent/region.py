@@ -92,6 +92,8 @@ class RegionDevice:
     """Memory of the whole device; 0: not known."""
     core_limit_permille: int = 0
     """0 or 1000: no limit."""
+    untracked_bytes: int = 0
+    """What the governor has measured beyond the processes' own word; of files that are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,6 +400,7 @@ def devices_of(control: Control) -> tuple[RegionDevice, ...]:
             else device.memory_limit_bytes,
             physical_bytes=device.physical_bytes,
             core_limit_permille=device.core_limit_permille,
+            untracked_bytes=device.untracked_bytes,
         )
         for device in control.devices[: min(control.device_count, MAX_DEVICES)]
     )

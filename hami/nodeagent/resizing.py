@@ -9,7 +9,7 @@ nothing: it only stops growth, and the pod says by how much it is blocked until 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -21,6 +21,7 @@ from hami.core.codec_resize import (
     RESIZE_STATUS_KEY,
     Applied,
     encode_applied,
+    number_of,
 )
 from hami.core.objects import Pod
 from hami.core.quantity import BYTES_PER_MIB
@@ -57,14 +58,15 @@ class Resizing:
     ) -> None:
         self._client, self._vendor = client, vendor
         self._pods, self._regions, self._limits = pods, regions, limits
-        self._heeded: dict[Path, tuple[Claim, str]] = {}
-        """Which claim and which record of its pod a region was last compared with."""
+        self._heeded: dict[Path, tuple[Claim, str, int]] = {}
+        """Which claim, and which record and decision of its pod a region was last compared with."""
         self._told: dict[str, str] = {}
 
     def heed(self, path: Path, claim: Claim, pod: Pod) -> None:
         """Let the region say what the pod's record says. Cheap where nothing changed."""
         text = pod.annotations.get(self._vendor.allocated_key, "")
-        if self._heeded.get(path) == (claim, text):
+        seen = (claim, text, number_of(pod.annotations.get(RESIZE_STATUS_KEY, "")))
+        if self._heeded.get(path) == seen:
             return
         try:
             for entry in pending.recorded(pod, self._vendor):
@@ -74,7 +76,7 @@ class Resizing:
                     log.info("container_resized", pod=pod.key, container=claim.container)
         except (CodecError, OSError) as error:
             log.warning("container_not_resized", pod=pod.key, error=str(error))
-        self._heeded[path] = (claim, text)
+        self._heeded[path] = seen
 
     async def run(self) -> NoReturn:
         """Tell for ever."""
@@ -98,8 +100,9 @@ class Resizing:
 
     async def _tell(self, pod: Pod, own: list[tuple[Path, Claim]]) -> None:
         uid = pod.metadata.uid
+        numbers = {path: seen[2] for path, _ in own if (seen := self._heeded.get(path))}
         try:
-            applied = await anyio.to_thread.run_sync(_applied, own)
+            applied = await anyio.to_thread.run_sync(_applied, own, numbers)
         except (CodecError, OSError) as error:
             log.warning("resize_not_told", pod=pod.key, error=str(error))
             return
@@ -116,13 +119,16 @@ class Resizing:
             self._told[uid] = text
 
 
-def _applied(own: list[tuple[Path, Claim]]) -> dict[str, Applied]:
-    """What each container's region says. Blocking."""
+def _applied(own: list[tuple[Path, Claim]], numbers: Mapping[Path, int]) -> dict[str, Applied]:
+    """What each container's region says. Blocking.
+
+    What the driver has measured beyond the processes' own word is in use as well.
+    """
     found = {}
     for path, claim in own:
         use = region.read_usage(path)
         beyond = [
-            use.used_bytes(index) - device.memory_limit_bytes
+            use.used_bytes(index) + device.untracked_bytes - device.memory_limit_bytes
             for index, device in enumerate(use.devices)
             if device.memory_limit_bytes is not None
         ]
@@ -130,6 +136,7 @@ def _applied(own: list[tuple[Path, Claim]]) -> dict[str, Applied]:
         found[claim.container] = Applied(
             gpumem=(first.memory_limit_bytes or 0) // BYTES_PER_MIB,
             gpucores=first.core_limit_permille // 10,
+            number=numbers.get(path, 0),
             blocked=-(-max(0, *beyond) // BYTES_PER_MIB) if beyond else 0,
         )
     return found

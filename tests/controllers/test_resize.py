@@ -12,7 +12,7 @@ import pytest
 from hami.config import Settings
 from hami.core import codec
 from hami.core.codec_enforcement import ENFORCEMENT_STATUS_KEY
-from hami.core.codec_resize import RESIZE_KEY, RESIZE_STATUS_KEY
+from hami.core.codec_resize import RESIZE_APPLIED_KEY, RESIZE_KEY, RESIZE_STATUS_KEY
 from hami.core.vendors.nvidia import NVIDIA
 from hami.sandbox.apiserver import ApiServer
 from tests.support.controller import (
@@ -47,6 +47,14 @@ def ask(server: ApiServer, name: str, text: str) -> None:
     server.store.update(pod)
 
 
+def apply(server: ApiServer, name: str, memory: int, *, number: int, blocked: int = 0) -> None:
+    """What the node's agent says once a decision is in force."""
+    pod = server.store.get("pods", name)
+    applied = {"gpumem": memory, "gpucores": 0, "number": number, "blocked": blocked}
+    pod["metadata"]["annotations"][RESIZE_APPLIED_KEY] = json.dumps({"c0": applied})
+    server.store.update(pod)
+
+
 def annotation(server: ApiServer, name: str, key: str) -> str:
     value: str = server.store.get("pods", name)["metadata"]["annotations"].get(key, "")
     return value
@@ -76,10 +84,12 @@ async def test_grows_and_shrinks_in_the_record_that_everybody_reads(
     async with running(configure()) as controller:
         await placed(server, controller, "a", memory=3000, cores=30)
 
-        for memory, cores in ((6000, 50), (1000, 10)):
+        for number, (memory, cores) in enumerate(((6000, 50), (1000, 10)), 1):
             ask(server, "a", json.dumps({"c0": {"gpumem": memory, "gpucores": cores}}))
             await until_held(server, "a", (memory, cores))
-            await answered(server, "a", "accepted")
+            decision = await answered(server, "a", "accepted")
+            assert decision["number"] == number
+            apply(server, "a", memory, number=number)
             place = "n0", str(gpus("n0")[0].uuid)
 
             async def counts(place: Any = place, memory: int = memory, cores: int = cores) -> bool:
@@ -162,6 +172,74 @@ async def test_quota_holds_for_growth_and_never_for_shrinking(
         assert "quota" in (await answered(server, "a", "denied"))["reason"]
         ask(server, "a", '{"c0":{"gpumem":2900}}')
         await answered(server, "a", "accepted")
+
+
+async def memory_counted(controller: Controller) -> int:
+    """MiB of the first device."""
+    place = "n0", str(gpus("n0")[0].uuid)
+    return int((await controller.usage())[place][1]) // 2**20
+
+
+async def until_counted(controller: Controller, wanted: int) -> None:
+    async def is_so() -> bool:
+        return await memory_counted(controller) == wanted
+
+    await until(is_so)
+
+
+async def test_memory_that_a_shrink_takes_is_promised_to_nobody_before_it_is_free(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure()) as controller:
+        await placed(server, controller, "a", memory=30_000)
+        await placed(server, controller, "b", memory=5_000)
+
+        ask(server, "a", '{"c0":{"gpumem":10000}}')
+        await answered(server, "a", "accepted")
+        ask(server, "b", '{"c0":{"gpumem":20000}}')
+        assert "lacks 10000 MiB" in (await answered(server, "b", "denied"))["reason"]
+        assert await memory_counted(controller) == 35_000
+
+        apply(server, "a", 10_000, number=0)  # of before: the decision is not in force
+        apply(server, "a", 10_000, number=1, blocked=15_000)
+        await until_counted(controller, 30_000)
+        apply(server, "a", 10_000, number=1, blocked=10_000)
+        await answered(server, "b", "accepted")
+        await until_counted(controller, 40_000)
+        apply(server, "a", 10_000, number=1)
+        await until_counted(controller, 30_000)
+
+
+async def test_container_counts_for_no_more_than_it_had_whatever_it_says(
+    server: ApiServer, configure: Configure
+) -> None:
+    async with running(configure()) as controller:
+        await placed(server, controller, "a", memory=3000)
+        ask(server, "a", '{"c0":{"gpumem":1000}}')
+        await answered(server, "a", "accepted")
+
+        apply(server, "a", 1000, number=1, blocked=500)
+        await until_counted(controller, 1500)
+        apply(server, "a", 1000, number=1, blocked=10**9)
+        await until_counted(controller, 3000)
+        apply(server, "a", 1000, number=1, blocked=-(10**9))
+        await until_counted(controller, 1000)
+
+
+async def test_next_controller_counts_what_a_shrink_has_not_freed(
+    server: ApiServer, configure: Configure
+) -> None:
+    settings = configure()
+    async with running(settings) as controller:
+        await placed(server, controller, "a", memory=30_000)
+        ask(server, "a", '{"c0":{"gpumem":10000}}')
+        await answered(server, "a", "accepted")
+        apply(server, "a", 10_000, number=1, blocked=7_000)
+        ask(server, "a", '{"c0":{"gpumem":50000}}')  # what is denied forgets nothing
+        await answered(server, "a", "denied")
+
+    async with running(settings) as controller:
+        assert await memory_counted(controller) == 17_000
 
 
 async def test_of_two_that_want_the_last_mib_one_gets_it(
