@@ -43,6 +43,7 @@ sandbox = typer.Typer(
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(tools.explain, name="explain")
 app.command("what-if")(tools.what_if)
+app.command("resize")(tools.resize)
 app.add_typer(host.region, name="region")
 app.command("top")(host.top)
 app.command("run", context_settings={"allow_interspersed_args": False})(host.run)

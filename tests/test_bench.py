@@ -18,10 +18,12 @@ from tests.bench import (
     bench_extender,
     bench_init,
     bench_memory,
+    bench_resize,
     bench_share,
     bench_start,
     bench_storm,
     harness,
+    pictures,
     plot,
     report,
 )
@@ -52,7 +54,7 @@ async def test_extender(tmp_path: Path) -> None:
     assert all(row["known"]["filter"]["p50_ms"] > 0 for row in rows)
     assert [row["through"]["pods"] for row in rows[2:]] == [20, 20]
     assert "pods/s" in report.TABLES["through"][1]({"figures": rows})
-    ET.fromstring(report.picture_of(rows))
+    ET.fromstring(pictures.picture_of(rows))
 
 
 @pytest.mark.slow
@@ -104,6 +106,14 @@ async def test_start() -> None:
     assert "one at a time" in report.TABLES["start"][1]({"figures": found})
 
 
+@pytest.mark.slow
+def test_resize(tmp_path: Path) -> None:
+    file = tmp_path / "resize.json"
+    assert bench_resize.main(f"--rounds 2 --json {file}".split()) == 0
+
+    assert "| more memory |" in report.TABLES["resize"][1]({"figures": figures(file)})
+
+
 def test_memory_calls_of_the_shim(tmp_path: Path) -> None:
     file = tmp_path / "alloc.json"
     assert bench_alloc.main(f"--rounds 2 --calls 500 --live 0 2000 --json {file}".split()) == 0
@@ -119,7 +129,7 @@ def test_memory_calls_of_the_shim(tmp_path: Path) -> None:
     assert all(row["shim_ns"] > 0 for row in rows)
     assert "| pair, always new addresses |" in report.TABLES["alloc"][1]({"figures": rows})
     assert "| 1 | 16 | 256 |" in report.TABLES["slots"][1]({"figures": rows})
-    ET.fromstring(report.picture_of_allocations(rows))
+    ET.fromstring(pictures.picture_of_allocations(rows))
 
 
 def test_start_of_a_program_with_the_shim(tmp_path: Path) -> None:
@@ -218,4 +228,4 @@ async def test_share() -> None:
     assert all(row["used"] > 0 and row["starved"] == 0 for row in rows)
     for name in ("shares", "share-facts", "share-pairs"):
         assert "|" in report.TABLES[name][1]({"figures": found})
-    ET.fromstring(report.picture_of_shares(found))
+    ET.fromstring(pictures.picture_of_shares(found))

@@ -1,4 +1,4 @@
-"""``hami explain`` and ``hami what-if``: why pods wait, and what would be."""
+"""Commands that ask: why pods wait, what would be, other amounts for a running pod."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hami.output import Output
 
 if TYPE_CHECKING:
     from hami.tools.reach import Answer, Target
+    from hami.tools.resize import Resized
 
 T = TypeVar("T")
 
@@ -120,6 +121,67 @@ def what_if(
     from hami.tools import screen
 
     _show(answer.decode(WhatIf), output, screen.show_what_if)
+
+
+def resize(
+    name: Annotated[str, typer.Argument(help="The running pod.", metavar="POD")],
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", min=1, max=2**31 - 1, help="MiB of each of its devices."),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option("--cores", min=0, max=100, help="Percent of each; 0: no limit."),
+    ] = None,
+    container: Annotated[
+        str | None,
+        typer.Option("--container", "-c", help="Which, if there are several.", metavar="NAME"),
+    ] = None,
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Its namespace.", metavar="NAMESPACE")
+    ] = "default",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait at most.")
+    ] = 30.0,
+    kubeconfig: KubeconfigOption = None,
+    directory: DirOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Give a running pod more or less of its devices; nothing is restarted or killed."""
+    import anyio
+
+    from hami.core.codec_resize import Wanted
+    from hami.tools.resize import Order, api
+    from hami.tools.resize import resize as ask
+
+    if memory is None and cores is None:
+        raise typer.BadParameter("expected --memory, --cores or both")
+    order = Order(
+        namespace=namespace,
+        name=name,
+        container=container,
+        wanted=Wanted(gpumem=memory, gpucores=cores),
+        timeout_seconds=timeout,
+    )
+
+    async def run() -> Resized:
+        async with api(kubeconfig, directory) as client:
+            return await ask(client, order)
+
+    _show(anyio.run(run), output, _say_resized)
+
+
+def _say_resized(answer: Resized) -> None:
+    share = f"{answer.gpucores} %" if answer.gpucores else "all"
+    typer.echo(
+        f"{answer.namespace}/{answer.pod} {answer.container}: {answer.gpumem} MiB and {share} of"
+        " the compute of each device, in force"
+    )
+    if answer.blocked:
+        typer.echo(
+            f"{answer.blocked} MiB are in use beyond that: nothing more is granted, and nobody"
+            " else gets them, until they are freed"
+        )
 
 
 def _target(

@@ -79,6 +79,17 @@ class Reached:
                 return None
             raise
 
+    def patch(self, path: str, body: dict[str, Any]) -> None:
+        """Merge into the object at a path."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/merge-patch+json"},
+            method="PATCH",
+        )
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+
     def text(self, path: str) -> str:
         """The body at a path."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable
 from ctypes import c_int, c_longlong, c_size_t, c_uint64, c_ulonglong, c_void_p
 
@@ -212,6 +213,16 @@ def processes(version: int, room: int) -> tuple[int, ...]:
 def alloc(size: int) -> tuple[int, ...]:
     address = c_uint64()
     return CUDA.cuMemAlloc_v2(ctypes.byref(address), c_size_t(size)), address.value
+
+
+def await_alloc(size: int, seconds: int) -> tuple[int, ...]:
+    """Ask until it is granted, or time is up; the numbers are the address and CLOCK_MONOTONIC."""
+    deadline = time.monotonic() + seconds
+    result, address = alloc(size)
+    while result and time.monotonic() < deadline:
+        time.sleep(0.001)
+        result, address = alloc(size)
+    return result, address, time.monotonic_ns()
 
 
 def free(address: int) -> tuple[int, ...]:
