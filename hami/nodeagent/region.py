@@ -12,10 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
@@ -45,9 +44,6 @@ CLAMP_BYTES: Final = 2**50
 """More than this of one device's memory is believed of no process."""
 CLAMP_NS: Final = 2**58
 """Nor a time longer than nine years."""
-
-_RECLAIM: Final = Path(__file__).resolve().parent.parent / "shim" / "lib" / "region-reclaim"
-_RECLAIM_SECONDS: Final = 10.0
 
 
 class Policy(IntEnum):
@@ -293,39 +289,6 @@ def read_usage(directory: Path) -> RegionUse:
             if process.token or any(use.used_bytes or use.pending_bytes for use in process.devices)
         ),
     )
-
-
-def reclaim(directory: Path, is_dead: Callable[[ProcessUse], bool]) -> int:
-    """Empty the slots of processes that are surely dead; returns how many were emptied.
-
-    For what the container's own processes cannot see: owners in other pid namespaces, and the
-    anonymous slot. ``is_dead`` is asked about every process that holds memory. Blocking.
-
-    Raises:
-        CodecError: See ``read_usage``; or the file changed while slots were emptied.
-        OSError: A file cannot be read, or the helper program is not built.
-    """
-    holding = [
-        process
-        for process in read_usage(directory).processes
-        if any(use.used_bytes or use.pending_bytes for use in process.devices)
-    ]
-    dead = [f"{process.slot}:{process.token}" for process in holding if is_dead(process)]
-    if not dead:
-        return 0
-    done = subprocess.run(
-        [_RECLAIM, directory / USAGE, *dead],
-        capture_output=True,
-        text=True,
-        timeout=_RECLAIM_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CodecError(
-            f"{directory / USAGE}: expected slots to be emptied, met exit code "
-            f"{done.returncode}: {done.stderr.strip()}"
-        )
-    return int(done.stdout)
 
 
 def _read_slot(path: Path, handle: int, number: int, devices: Sequence[RegionDevice]) -> ProcessUse:

@@ -27,6 +27,7 @@ from hami.nodeagent.claims import Claim
 from hami.nodeagent.counters import AgentMetrics
 from hami.nodeagent.enforcement import BACKENDS
 from hami.nodeagent.nvml import DeviceUse
+from hami.nodeagent.reclaim import reclaim
 from hami.nodeagent.samples import ContainerSample
 
 log = get_logger(__name__)
@@ -142,7 +143,7 @@ class Regions:
         for path in self.kept:
             try:
                 is_dead = DeathCheck(earlier)
-                emptied += await self._in_thread(partial(region.reclaim, path, is_dead))
+                emptied += await self._in_thread(partial(reclaim, path, is_dead))
             except (CodecError, OSError, subprocess.TimeoutExpired) as error:
                 self._metrics.malformed_regions.inc()
                 log.warning("region_not_reclaimed", path=str(path), error=str(error))

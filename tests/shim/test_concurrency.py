@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hami.nodeagent import region
+from hami.nodeagent.reclaim import reclaim
 from hami.nodeagent.region_layout import ANONYMOUS_SLOT
 from hami.sandbox.gpu import catalogue
 from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine, wait_for
@@ -205,11 +206,11 @@ def test_agent_can_empty_what_dead_processes_left(
     victim.process.kill()
     victim.process.wait()
 
-    emptied = region.reclaim(container.directory, lambda process: process.pid == victim.process.pid)
+    emptied = reclaim(container.directory, lambda process: process.pid == victim.process.pid)
 
     assert emptied == 1
     assert container.used_bytes() == 7 * MIB
-    assert region.reclaim(container.directory, lambda _: False) == 0
+    assert reclaim(container.directory, lambda _: False) == 0
 
 
 def test_forked_child_has_a_slot_of_its_own_and_inherits_no_charge(

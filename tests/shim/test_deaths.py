@@ -11,6 +11,7 @@ import pytest
 
 import native
 from hami.nodeagent import region
+from hami.nodeagent.reclaim import reclaim
 from hami.sandbox.gpu import catalogue
 from tests.support.elf import Library
 from tests.support.gpu import MIB, OUT_OF_MEMORY, SHIM, Client, Container, Machine, wait_for
@@ -164,7 +165,7 @@ def test_agent_can_tell_dead_from_living_whatever_step_they_are_at(
     living = start_client(container)
     living.alloc(MIB)
 
-    region.reclaim(container.directory, lambda process: process.pid != living.process.pid)
+    reclaim(container.directory, lambda process: process.pid != living.process.pid)
 
     (process,) = region.read_usage(container.directory).processes
     assert process.pid == living.process.pid

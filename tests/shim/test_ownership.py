@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hami.nodeagent import processes, region
+from hami.nodeagent.reclaim import reclaim
 from hami.nodeagent.region_layout import ANONYMOUS_SLOT, Slot, Usage, UsageRow
 from hami.nodeagent.regions import DeathCheck
 from tests.support.gpu import MIB, OUT_OF_MEMORY, Client, Container, Machine
@@ -120,7 +121,7 @@ def test_process_that_started_after_the_look_at_all_processes_is_not_reclaimed(
     victim.process.kill()
     victim.process.wait()
 
-    assert region.reclaim(container.directory, DeathCheck(earlier)) == 1
+    assert reclaim(container.directory, DeathCheck(earlier)) == 1
 
     (process,) = region.read_usage(container.directory).processes
     assert process.pid == living.process.pid
