@@ -67,11 +67,10 @@ PRELOADABLE = ("address", "undefined")
 """Into programs that were built without: the third one must have seen every access."""
 FORK_SAFE = ("undefined", "thread")
 """The first one's allocator may be locked for good in a child forked while other threads run."""
-SUITES = sorted(
-    path
-    for name in ("memory_limit", "pools", "objects", "ownership", "concurrency")
-    for path in Path(__file__).parent.glob(f"test_{name}.py")
-)
+SUITES = [
+    Path(__file__).with_name(f"test_{name}.py")
+    for name in ("memory_limit", "pools", "vmm", "arrays", "contexts", "ownership", "concurrency")
+]
 
 
 def find_runtime(sanitizer: str) -> str:
@@ -217,6 +216,7 @@ def test_threads_and_look_ups_are_clean_under(
     routes = [f"{route}:cuMemAlloc_v2" for route in ("handle", "default", "next")]
     runs: tuple[tuple[str, list[str], dict[str, str]], ...] = (
         ("racer", ["4", "200", "1", "50"], {}),
+        ("mapper", ["4", "100"], {}),
         ("forker", ["10"], {}),
         ("loader", ["--global", *routes, "p1:cuMemGetInfo:3020:0"], {}),
         ("loader", [*questions, "handle:cuInit"], {"LD_LIBRARY_PATH": str(strange)}),
@@ -225,7 +225,8 @@ def test_threads_and_look_ups_are_clean_under(
     for name, words, more in runs:
         if name == "forker" and sanitizer not in FORK_SAFE:
             continue
-        program = compile_program(name, "-pthread", *flags)
+        linked = [str(machine.libraries / "libcuda.so.1")] if name == "mapper" else []
+        program = compile_program(name, "-pthread", *flags, *linked)
         done = container.run(
             "setarch",
             "--addr-no-randomize",

@@ -7,6 +7,9 @@
  */
 #define _GNU_SOURCE
 #include "attach.h"
+
+#include <pthread.h>
+
 #include "testpoint.h"
 
 static void set_active(struct hami_usage *usage, int slot)
@@ -106,9 +109,14 @@ bool hami_slots_know(const struct hami_region *region, int32_t pid)
     return false;
 }
 
+/* A thread that were cancelled while it reads /proc would leave a file open. */
 int hami_slots_reclaim(struct hami_region *region)
 {
-    return reclaim_if(region, hami_process_is_dead);
+    int cancelable;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable);
+    const int reclaimed = reclaim_if(region, hami_process_is_dead);
+    pthread_setcancelstate(cancelable, &cancelable);
+    return reclaimed;
 }
 
 /* Who claims a slot owns none yet: what has our token is from before an exec. Two slots, if another

@@ -69,8 +69,10 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
     if (primary->references == 0 && !sim_node_take((unsigned)gpu, sim_node()->context_bytes)) {
         result = CUDA_ERROR_OUT_OF_MEMORY;
     } else {
-        primary->gpu = (unsigned)gpu;
-        primary->ordinal = device;
+        if (primary->references == 0) {
+            primary->gpu = (unsigned)gpu;
+            primary->ordinal = device;
+        }
         primary->references++;
         *context = primary;
     }

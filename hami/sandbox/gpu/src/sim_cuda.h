@@ -83,7 +83,7 @@ enum {
 struct sim_context {
     unsigned gpu; /* index on the node */
     CUdevice ordinal;
-    int references; /* of a primary context; 1 for others */
+    _Atomic int references; /* of a primary context; 1 for others */
     unsigned multiprocessors; /* that it may use; 0: all */
     CUstream legacy;          /* its legacy default stream, once used */
     _Atomic uint64_t legacy_tail;   /* tag of the last work in it */
