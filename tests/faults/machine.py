@@ -31,8 +31,8 @@ from tests.support.controller import settings_for
 
 MIB: Final = 2**20
 QUIET_SECONDS: Final = 90.0
-"""In which everything that was under way ends: a bind, its undoing, a hold, a reservation; on a machine
-that others keep busy as well."""
+"""In which everything that was under way ends: a bind, its undoing, a hold, a reservation; on a
+machine that others keep busy as well."""
 SETTINGS: Final[dict[str, Any]] = {
     "hold_seconds": 1.0,
     "bind_timeout_seconds": 2.0,
