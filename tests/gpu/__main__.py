@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = {name: every[name] for name in every if name in (options.only or every)}
     native.build()
     with tempfile.TemporaryDirectory() as name:
-        if options.simulated and not os.environ.get(node.NODE_ENV):
+        if options.simulated and os.environ.get("LD_LIBRARY_PATH") != str(node.LIBRARY_DIR):
             return _again_on_a_simulated_gpu(Path(name))
         card = Card.first(Path(name))
         print(f"{card.name} {card.uuid}{', simulated' if card.simulated else ''}")

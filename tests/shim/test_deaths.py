@@ -48,8 +48,7 @@ def container(tmp_path: Path, points: Path) -> Iterator[Container]:
 
 def allocate_with(client: Client, size: int) -> Client:
     """Tell a fresh process to allocate; the context that it makes first is what attaches it."""
-    client.tell("init", 0)
-    client.tell("alloc", size)
+    client.tell(f"init 0\nalloc {size}")  # in one go: it may not live to read the second
     return client
 
 
