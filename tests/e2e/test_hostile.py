@@ -5,6 +5,7 @@ Every container here is root in its own mounts, as most are.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from hami.nodeagent.region_layout import MAX_SLOTS, Slot, Usage
+from tests.support.gpu import OUT_OF_MEMORY
+from tests.support.growing import growing
 from tests.support.sandbox import Reached, eventually, gpu, make_pod
 
 pytestmark = pytest.mark.slow
@@ -159,6 +163,24 @@ def test_container_that_spoils_its_usage_hurts_itself_alone(
 
         assert device["fill"]["bytes"] <= 1000 * MIB
         assert device["cuda"]["total"] <= 1000 * MIB
+
+
+def test_what_a_container_hides_is_seen_told_and_counted(shared: Reached) -> None:
+    with growing(shared, "hides", memory=8000) as hider:
+        assert hider.ask("alloc", 6000 * MIB)[0] == 0
+        layout = (
+            *(Usage.slots.offset, MAX_SLOTS + 1),
+            *(ctypes.sizeof(Slot), Slot.rows.offset),
+        )
+
+        assert hider.ask("hide", *layout) == (0,)
+
+        eventually(
+            lambda: any(e["reason"] == "DeviceUsedAroundShim" for e in shared.events("hides")),
+            "the pod to be told",
+        )
+        assert hider.ask("info") == (0, 2000 * MIB, 8000 * MIB)
+        assert hider.ask("alloc", 2001 * MIB)[0] == OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("path", ["/etc/ld.so.preload", "/usr/local/vgpu/control"])
