@@ -51,15 +51,23 @@ static struct taken take(CUcontext context)
     return taken;
 }
 
+/* Into the table. Another thread may have activated the context meanwhile, and have been charged
+ * for it as well: once is enough. */
+static void enter(const struct hami_pointer *pointer)
+{
+    struct hami_pointer stale = {.address = 0};
+    if (hami_pointers_put(pointer, &stale) && stale.address != 0)
+        hami_pointer_gone(&stale);
+}
+
 /* `alive`: its memory is gone, but the context itself is not. */
 static void settle(struct taken *taken, bool destroyed, bool alive)
 {
-    struct hami_pointer stale;
     for (size_t i = 0; i < taken->count; i++)
         if (destroyed && !(alive && hami_pointer_is_context(&taken->pointers[i])))
             hami_pointer_gone(&taken->pointers[i]);
         else
-            hami_pointers_put(&taken->pointers[i], &stale);
+            enter(&taken->pointers[i]);
     free(taken->pointers);
     hami_late_frees_finish_context(taken->late, destroyed);
     if (destroyed)
@@ -116,7 +124,6 @@ static CUresult begin(struct charge *charge, CUdevice ordinal)
 /* Where it cannot be remembered it stays charged. */
 static CUresult finish(const struct charge *charge, CUresult result, const CUcontext *context)
 {
-    struct hami_pointer stale = {.address = 0};
     if (charge->device == HAMI_UNLISTED)
         return result;
     const unsigned device = (unsigned)charge->device;
@@ -127,8 +134,7 @@ static CUresult finish(const struct charge *charge, CUresult result, const CUcon
     const struct hami_pointer pointer = {(uint64_t)*context, charge->bytes, device, *context};
     hami_limits_commit(hami_region(), device, charge->bytes);
     hami_limits_note_context(hami_region(), device, charge->bytes);
-    if (hami_pointers_put(&pointer, &stale) && stale.address != 0)
-        hami_pointer_gone(&stale); /* two threads may have activated the same primary context */
+    enter(&pointer); /* of a primary context two threads may have been the first */
     return CUDA_SUCCESS;
 }
 

@@ -7,7 +7,8 @@ CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device)
     return result == CUDA_SUCCESS ? cuDeviceGetAttribute(minor, 76, device) : result;
 }
 
-/* Memory is not passed between processes, and that is said: as drivers do where they cannot. */
+/* Memory passes between processes by files alone (sim_vmm.c), and that is said: as drivers do where they
+ * cannot. */
 CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr address)
 {
     (void)handle;
