@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from hami import logs
@@ -362,19 +360,6 @@ async def test_a_pipe_is_read_once(tmp_path: Path) -> None:
             await reloader.look()
 
 
-@pytest.fixture
-def as_before() -> Iterator[None]:
-    """Logs go on as they did, whatever the test sets up."""
-    before, root = structlog.get_config(), logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    structlog.configure(**before)
-    logs.renew()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("as_before")
 def test_loggers_follow_a_new_level(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logs.get_logger("tests")
     written: list[str] = []

@@ -42,13 +42,13 @@ def test_racing_processes_and_threads_never_pass_the_limit(
     racer = compile_program("racer", "-pthread")
 
     racers = [
-        container.start(racer, *map(str, (4, 400, seed, LIMIT // MIB // 4))) for seed in range(16)
+        container.start(racer, *map(str, (2, 200, seed, LIMIT // MIB // 4))) for seed in range(64)
     ]
     results = [process.communicate(timeout=60) for process in racers]
 
     assert [
         (process.returncode, err) for process, (_, err) in zip(racers, results, strict=True)
-    ] == [(0, "")] * 16
+    ] == [(0, "")] * 64
     granted, refused = (sum(int(out.split()[i]) for out, _ in results) for i in (0, 1))
     assert (granted > 1000, refused > 100) == (True, True)
     assert LIMIT * 0.9 < machine.peak_bytes() <= LIMIT
