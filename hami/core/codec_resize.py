@@ -24,7 +24,7 @@ MAX_REQUEST: Final = 16 * 1024
 """Characters."""
 
 
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one container is to have of each of its devices; None leaves it as it is."""
 
     gpumem: Annotated[int, Meta(ge=1, le=MAX_INT32)] | None = None
