@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from hami.sandbox.gpu import catalogue, node
 from tests.shim.test_simulated_gpu import tell
 from tests.support import cuda
-from tests.support.gpu import Machine, wait_for
+from tests.support.gpu import ROOT, Client, Machine, wait_for
 
+OBJECTS = ROOT / "tests/shim/programs/objects.py"
 BUSY = """
 kernel = function(3_600_000_000)
 launch(kernel)
@@ -99,6 +101,28 @@ def test_utilisation_of_processes_may_be_unsupported(machine: Machine) -> None:
         "n.nvmlDeviceGetProcessesUtilizationInfo(h(0), 0)",
         "n.nvmlDeviceGetName(h(0))",
     ) == [NOT_SUPPORTED, NOT_SUPPORTED, "NVIDIA H100 80GB HBM3"]
+
+
+def test_processes_go_by_their_pids_on_the_host_if_asked(machine: Machine) -> None:
+    """In a pid namespace of its own, with its parent's /proc, a process has two of them."""
+    words: list[str | Path] = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        sys.executable,
+        "-S",
+        OBJECTS,
+    ]
+    listed = "[p.pid for p in n.nvmlDeviceGetComputeRunningProcesses_v3(h(0))]"
+    with Client(words, machine.environment()) as client:
+        assert client.ask("init", 0) == (0,)
+        client.alloc(1)
+        outside = Path(f"/proc/{client.process.pid}/task/{client.process.pid}/children")
+
+        assert tell(machine, listed) == [[1]]
+        node.set_nvml(machine.state, host_pids=True)
+        assert tell(machine, listed) == [[int(outside.read_text())]]
 
 
 def test_queries_can_be_slow(machine: Machine) -> None:

@@ -110,7 +110,7 @@ class Process(ctypes.LittleEndianStructure):
     _fields_ = (
         ("token", ctypes.c_uint64),
         ("pid", ctypes.c_int32),
-        ("reserved", ctypes.c_uint32),
+        ("host_pid", ctypes.c_int32),
         ("rows", Row * MAX_GPUS),
         ("managed", Managed * MAX_GPUS),
     )

@@ -38,6 +38,7 @@ NVML_PERIOD_NS: Final = 166_666_667
 NVML_LAG_NS: Final = 20_000_000
 
 _NO_PROCESS_UTILIZATION: Final = 1
+_HOST_PIDS: Final = 2
 _XID_EVENT: Final = 8
 _GPUS_PER_NUMA_NODE: Final = 4
 _BUS_STEP: Final = 0x0F
@@ -248,19 +249,28 @@ def set_faults(path: Path, faults: str) -> None:
         node.faults_version += 1
 
 
-def set_nvml(path: Path, *, process_utilization: bool = True, delay_ns: int = 0) -> None:
+def set_nvml(
+    path: Path,
+    *,
+    process_utilization: bool = True,
+    host_pids: bool = False,
+    delay_ns: int = 0,
+) -> None:
     """Change how NVML answers.
 
     Args:
         path: The node's state.
         process_utilization: Whether utilisation of processes is supported.
+        host_pids: Whether processes go by their pids on the host, instead of those that they see.
         delay_ns: How long each query of a device takes.
 
     Raises:
         SandboxError: There is no such node.
     """
     with _mapped(path) as node:
-        node.nvml_flags = 0 if process_utilization else _NO_PROCESS_UTILIZATION
+        node.nvml_flags = (0 if process_utilization else _NO_PROCESS_UTILIZATION) | (
+            _HOST_PIDS if host_pids else 0
+        )
         node.nvml_delay_ns = delay_ns
 
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,6 +29,7 @@ static pthread_mutex_t local_lock = PTHREAD_MUTEX_INITIALIZER; /* threads of a p
 static struct sim_node *_Atomic mapped;
 static struct sim_process *_Atomic own_entry;
 static struct hami_process self;
+static int self_host_pid;
 
 static void after_fork_in_child(void)
 {
@@ -81,11 +83,27 @@ static void sum_up(struct sim_node *node)
     }
 }
 
+/* The first of the pids that /proc/self/status lists: of the namespace of that /proc. */
+static int read_host_pid(void)
+{
+    char line[256];
+    int pid = 0;
+    FILE *status = fopen("/proc/self/status", "re");
+    while (status != NULL && fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "NSpid: %d", &pid) == 1)
+            break;
+    if (status != NULL)
+        fclose(status);
+    return pid;
+}
+
 void sim_node_lock(struct sim_node *node)
 {
     pthread_mutex_lock(&local_lock);
-    if (self.pid == 0)
+    if (self.pid == 0) {
         hami_process_identify(&self);
+        self_host_pid = read_host_pid();
+    }
     for (int tries = 1;; tries++) {
         uint64_t holder = 0;
         if (atomic_compare_exchange_strong(&node->lock, &holder, self.token))
@@ -172,6 +190,7 @@ static struct sim_process *claim_locked(struct sim_node *node)
         atomic_store(&process->token, self.token);
         sim_forget_locked(node, process);
         atomic_store(&process->pid, self.pid);
+        atomic_store(&process->host_pid, self_host_pid);
     }
     return process;
 }

@@ -88,8 +88,8 @@ struct sim_managed { /* memory of one process on one GPU (sim_managed.c); by enu
 
 struct sim_process {
     _Atomic uint64_t token; /* 0: free (see the shim's process.h) */
-    _Atomic int32_t pid;
-    uint32_t reserved;
+    _Atomic int32_t pid;      /* as it sees itself */
+    _Atomic int32_t host_pid; /* in the outermost namespace that its /proc shows; 0: not known */
     struct sim_row rows[SIM_GPUS];
     struct sim_managed managed[SIM_GPUS];
 };
@@ -144,6 +144,7 @@ _Static_assert(sizeof(struct sim_node) == 768 + 512 * SIM_GPUS + 32 * SIM_EVENTS
 
 enum {
     SIM_NVML_NO_PROCESS_UTILIZATION = 1, /* it is not supported */
+    SIM_NVML_HOST_PIDS = 2,              /* processes go by their pids on the host */
 };
 
 /* Map the file of $HAMI_SIM_NODE once. NULL: not set, or not such a file. */

@@ -14,6 +14,13 @@ static bool runs_on(const struct sim_process *process, unsigned gpu)
                                                  atomic_load(&process->rows[gpu].busy_ns) != 0);
 }
 
+static unsigned pid_of(const struct sim_process *process)
+{
+    const int32_t host = atomic_load(&process->host_pid);
+    const bool asked = (atomic_load(&sim_node()->nvml_flags) & SIM_NVML_HOST_PIDS) != 0;
+    return (unsigned)(asked && host != 0 ? host : atomic_load(&process->pid));
+}
+
 /* Give each process to `emit`; the caller's capacity is *count. */
 static nvmlReturn_t list(nvmlDevice_t device, unsigned int *count, void *infos,
                          void (*emit)(void *infos, unsigned place, const struct sim_process *, unsigned gpu))
@@ -42,14 +49,14 @@ static nvmlReturn_t list(nvmlDevice_t device, unsigned int *count, void *infos,
 static void emit_v1(void *infos, unsigned place, const struct sim_process *process, unsigned gpu)
 {
     ((nvmlProcessInfo_v1_t *)infos)[place] = (nvmlProcessInfo_v1_t){
-        (unsigned)atomic_load(&process->pid), atomic_load(&process->rows[gpu].bytes)};
+        pid_of(process), atomic_load(&process->rows[gpu].bytes)};
 }
 
 static void emit_v2(void *infos, unsigned place, const struct sim_process *process, unsigned gpu)
 {
     const unsigned none = 0xffffffff; /* no MIG instance */
     ((nvmlProcessInfo_v2_t *)infos)[place] = (nvmlProcessInfo_v2_t){
-        (unsigned)atomic_load(&process->pid), atomic_load(&process->rows[gpu].bytes), none, none};
+        pid_of(process), atomic_load(&process->rows[gpu].bytes), none, none};
 }
 
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *count,
@@ -158,7 +165,7 @@ static nvmlReturn_t sample(unsigned gpu, unsigned long long last_seen_us, struct
             continue;
         if (target != NULL && found < *count)
             target[found] =
-                (struct found){(unsigned)atomic_load(&process->pid), percent_of(node, samples, period)};
+                (struct found){pid_of(process), percent_of(node, samples, period)};
         found++;
     }
     sim_node_unlock(node);
