@@ -121,14 +121,21 @@ class World:
 
     def allocate_all(self) -> None:
         """Every agent gives the pods that were bound to its node what they were promised."""
-        for pod in self.pods():
-            if _node_of(pod) and _phase(pod) == "allocating" and not _is_over(pod):
-                outcome = "success" if self.chance.random() < 0.95 else "failed"
-                pod["metadata"]["annotations"][truth.BIND_PHASE] = outcome
-                pod["status"] = {**pod.get("status", {}), "phase": "Running"}
-                if outcome == "failed":
-                    pod["status"]["phase"] = "Failed"
-                self.store.update(pod)
+        for pod in self.allocating():
+            outcome = "success" if self.chance.random() < 0.95 else "failed"
+            pod["metadata"]["annotations"][truth.BIND_PHASE] = outcome
+            pod["status"] = {**pod.get("status", {}), "phase": "Running"}
+            if outcome == "failed":
+                pod["status"]["phase"] = "Failed"
+            self.store.update(pod)
+
+    def allocating(self) -> list[Object]:
+        """Pods that were bound and have no devices yet."""
+        return [
+            pod
+            for pod in self.pods()
+            if _node_of(pod) and _phase(pod) == "allocating" and not _is_over(pod)
+        ]
 
     def end_inits(self) -> None:
         """The init containers of a pod are over, and what they held is free."""
