@@ -51,13 +51,13 @@ static struct taken take(CUcontext context)
     return taken;
 }
 
-/* Into the table. Another thread may have activated the context meanwhile, and have been charged
- * for it as well: once is enough. */
+/* Into the table. Another thread may have activated the context meanwhile, and have been charged for it
+ * as well: once is enough. Or it has freed the memory and been given the address anew: what it was
+ * charged for that holds, not what was there before. */
 static void enter(const struct hami_pointer *pointer)
 {
-    struct hami_pointer stale = {.address = 0};
-    if (hami_pointers_put(pointer, &stale) && stale.address != 0)
-        hami_pointer_gone(&stale);
+    if (!hami_pointers_put_back(pointer))
+        hami_pointer_gone(pointer);
 }
 
 /* `alive`: its memory is gone, but the context itself is not. */

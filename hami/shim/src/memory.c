@@ -112,11 +112,8 @@ struct hami_release hami_free_begin(CUdeviceptr address)
 
 CUresult hami_free_finish(const struct hami_release *release, CUresult result)
 {
-    struct hami_pointer stale;
-    if (release->known && result == CUDA_SUCCESS)
+    if (release->known && (result == CUDA_SUCCESS || !hami_pointers_put_back(&release->pointer)))
         hami_pointer_gone(&release->pointer);
-    else if (release->known)
-        hami_pointers_put(&release->pointer, &stale);
     return result;
 }
 

@@ -229,7 +229,8 @@ INLINE struct hami_pointer unpack(struct place place)
     };
 }
 
-bool hami_pointers_put(const struct hami_pointer *pointer, struct hami_pointer *stale)
+/* `known` is what the table has at that address, if it has anything: it is replaced, or stays. */
+INLINE bool put(const struct hami_pointer *pointer, struct hami_pointer *known, bool replace)
 {
     const uint64_t hashed = hash(pointer->address);
     const uint64_t tag = tag_of(pointer->address, hashed);
@@ -240,17 +241,29 @@ bool hami_pointers_put(const struct hami_pointer *pointer, struct hami_pointer *
     if (room) {
         struct bucket *first = bucket_of(shard, pointer->address, hashed);
         const struct place place = search(shard, first, pointer->address, tag);
-        stale->address = 0;
+        known->address = 0;
         if (__builtin_expect(place.index < 0, 1)) {
             insert(shard, first, tag, entry);
             shard->count++;
         } else {
-            *stale = unpack(place);
-            place.bucket->entry[place.index] = entry;
+            *known = unpack(place);
+            if (replace)
+                place.bucket->entry[place.index] = entry;
         }
     }
     unlock(shard);
     return room;
+}
+
+bool hami_pointers_put(const struct hami_pointer *pointer, struct hami_pointer *stale)
+{
+    return put(pointer, stale, true);
+}
+
+bool hami_pointers_put_back(const struct hami_pointer *pointer)
+{
+    struct hami_pointer newer = {.address = 0};
+    return !put(pointer, &newer, false) || newer.address == 0;
 }
 
 bool hami_pointers_take(uint64_t address, struct hami_pointer *pointer)

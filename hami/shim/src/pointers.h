@@ -28,6 +28,10 @@ static inline bool hami_pointer_is_context(const struct hami_pointer *pointer)
  * replaced and returned in *stale, else stale->address is 0. False: no memory to remember it in. */
 bool hami_pointers_put(const struct hami_pointer *pointer, struct hami_pointer *stale);
 
+/* Put an entry that was taken out back. False: the address was given out anew meanwhile. The newer entry
+ * stays, and the caller discharges the old one. Without memory to remember it in it stays charged. */
+bool hami_pointers_put_back(const struct hami_pointer *pointer);
+
 /* Take the entry of an address out. False: not known. */
 bool hami_pointers_take(uint64_t address, struct hami_pointer *pointer);
 
